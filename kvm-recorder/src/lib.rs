@@ -1,0 +1,1 @@
+//! Recording loop and checkpointer.

@@ -1,0 +1,1 @@
+//! The exact x86-64 engine.

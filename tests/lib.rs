@@ -1,0 +1,1 @@
+//! Test and benchmark targets only; there is no library code here.
