@@ -1,0 +1,162 @@
+//! The contract of a virtual CPU, kept by the KVM backend and by the engine.
+
+use crate::state::CpuState;
+use crate::units::{GuestPhys, Port, Position, Vector};
+use std::sync::Arc;
+
+/// Why [`Vcpu::run`] returned.
+///
+/// Accesses complete in one of two ways. A write has retired when it is reported. A read retires in
+/// [`Vcpu::complete_read`], which must be called before anything else is asked of the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// IN, or one element of INS: waits for [`Vcpu::complete_read`].
+    PortRead {
+        /// Port read.
+        port: Port,
+        /// Bytes: 1, 2 or 4.
+        size: u8,
+    },
+    /// OUT, or one element of OUTS; has retired (an element of REP OUTS: that iteration is done).
+    PortWrite {
+        /// Port written.
+        port: Port,
+        /// Bytes: 1, 2 or 4.
+        size: u8,
+        /// Value, zero-extended.
+        value: u32,
+    },
+    /// A load from guest-physical space that is not RAM: waits for [`Vcpu::complete_read`].
+    /// Only a vCPU that traps such space reports it.
+    MmioRead {
+        /// First byte.
+        address: GuestPhys,
+        /// Bytes: 1 to 8.
+        size: u8,
+    },
+    /// A store to guest-physical space that is not RAM; has retired.
+    MmioWrite {
+        /// First byte.
+        address: GuestPhys,
+        /// Bytes: 1 to 8.
+        size: u8,
+        /// Value, zero-extended.
+        value: u64,
+    },
+    /// RDTSC, RDTSCP or RDMSR of the time stamp counter: waits for [`Vcpu::complete_read`].
+    TimestampRead,
+    /// HLT has retired. With IF clear nothing but a reset can wake the guest.
+    Halt,
+    /// The window asked for by [`Vcpu::request_interrupt_window`] is open now.
+    InterruptWindow,
+    /// The position given to [`Vcpu::run`] is reached, exactly.
+    Reached,
+    /// [`Kick::kick`] was called.
+    Kicked,
+    /// Triple fault; the vCPU is in shutdown.
+    Shutdown,
+}
+
+/// Why a vCPU cannot go on. The guest did nothing wrong by itself: a fault of the guest is a value
+/// delivered to the guest, never one of these.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The guest needs something this vCPU does not do.
+    #[error("{what} at RIP {rip:#x} (bytes {bytes:02x?}), {position}")]
+    Limit {
+        /// What is not supported, in words.
+        what: String,
+        /// RIP of the instruction.
+        rip: u64,
+        /// Its first bytes, as far as they could be fetched.
+        bytes: Vec<u8>,
+        /// Where in the execution.
+        position: Position,
+    },
+    /// The state given to [`Vcpu::load`] is not one a CPU can be in.
+    #[error("invalid vCPU state: {0}")]
+    InvalidState(String),
+    /// A call that the contract forbids at this moment.
+    #[error("vCPU protocol error: {0}")]
+    Protocol(&'static str),
+    /// A page that was to be loaded on first touch could not be had.
+    #[error("guest page {address} could not be loaded: {source}")]
+    PageLoad {
+        /// Address of the page.
+        address: GuestPhys,
+        /// What the source of pages said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The host refused something.
+    #[error("{operation}: {source}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Makes a running vCPU return [`Exit::Kicked`] soon, from any thread.
+pub trait Kick: Send + Sync {
+    /// Requests the exit. Idempotent until the exit is delivered.
+    fn kick(&self);
+}
+
+/// One virtual CPU. All calls come from one thread; devices act between two calls of `run`.
+pub trait Vcpu {
+    /// Runs until something needs attention, at latest until `until`, where the vCPU counts steps.
+    ///
+    /// # Errors
+    /// [`VcpuError::Protocol`] while a read waits for completion, or if `until` is given and this
+    /// vCPU does not count; the others as documented there.
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError>;
+
+    /// Completes the read reported last with the value (low `size` bytes; the full 64 bits for a time
+    /// stamp) and retires the instruction or the string element.
+    ///
+    /// # Errors
+    /// [`VcpuError::Protocol`] when no read waits.
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError>;
+
+    /// The exact position, where this vCPU counts.
+    fn position(&self) -> Option<Position>;
+
+    /// Whether an external interrupt would be taken at this boundary: IF set, no shadow, nothing
+    /// pending or being delivered.
+    fn interrupt_window_open(&self) -> bool;
+
+    /// Asks that `run` returns [`Exit::InterruptWindow`] at the first boundary where the window is
+    /// open (at once, if it is open now). The request ends when it is reported or withdrawn.
+    fn request_interrupt_window(&mut self, wanted: bool);
+
+    /// Delivers an external interrupt at this boundary; takes one step. Wakes a halted vCPU.
+    ///
+    /// # Errors
+    /// [`VcpuError::Protocol`] when the window is not open.
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError>;
+
+    /// The complete state at this boundary.
+    ///
+    /// # Errors
+    /// [`VcpuError::Protocol`] while a read waits for completion.
+    fn save(&mut self) -> Result<CpuState, VcpuError>;
+
+    /// Replaces the complete state and sets the position (vCPUs that do not count ignore it). Cached
+    /// translations of memory and code are dropped.
+    ///
+    /// # Errors
+    /// [`VcpuError::InvalidState`] for a state no CPU can be in; the old state then stays.
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError>;
+
+    /// Must be called after RAM changed other than through this vCPU, so that stale code and cached
+    /// page-table walks are dropped.
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64);
+
+    /// Must be called after [`crate::ram::Ram::begin_epoch`], so that the next write to each page is
+    /// reported again.
+    fn arm_write_tracking(&mut self);
+
+    /// A handle with which other threads interrupt `run`.
+    fn kick_handle(&self) -> Arc<dyn Kick>;
+}
