@@ -20,6 +20,13 @@ const KEYBOARD_LINE: IrqLine = IrqLine(1);
 const UART_LINE: IrqLine = IrqLine(4);
 const CMOS_LINE: IrqLine = IrqLine(8);
 
+/// Both controllers edge-triggered and cascaded, vectors from 0x08 and 0x70, all inputs masked.
+#[rustfmt::skip]
+const FIRMWARE_PIC_SETUP: [(u16, u8); 10] = [
+    (0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xff),
+    (0xa0, 0x11), (0xa1, 0x70), (0xa1, 0x02), (0xa1, 0x01), (0xa1, 0xff),
+];
+
 /// What an access did to the outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
@@ -87,14 +94,21 @@ impl Board {
     /// `start_unix_s` (seconds since 1970, UTC) at virtual time 0; see
     /// [`crate::devices::cmos::DEFAULT_START_UNIX_S`].
     pub fn new(ram_bytes: u64, start_unix_s: i64) -> Self {
-        Self {
+        let mut board = Self {
             now: VirtualNanos(0),
             pic: Pic::default(),
             pit: Pit::default(),
             uart: Uart::default(),
             cmos: Cmos::new(ram_bytes, start_unix_s),
             keyboard: Keyboard::default(),
+        };
+        // The timer's output is high already. Firmware initialises the interrupt controllers last,
+        // which forgets that edge; they stay masked.
+        board.collect_lines();
+        for (port, value) in FIRMWARE_PIC_SETUP {
+            board.pic.write(Port(port), value);
         }
+        board
     }
 
     /// The guest reads `size` (1, 2 or 4) bytes. The value is zero-extended; ports that nobody owns

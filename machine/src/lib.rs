@@ -3,11 +3,13 @@
 //!
 //! This crate knows neither KVM nor the engine nor the store. Reading order: [`units`],
 //! [`state::CpuState`], [`ram::Ram`], [`vcpu::Vcpu`] and its [`vcpu::Exit`]s, [`board::Board`] and
-//! the [`devices`] on it, [`saved`].
+//! the [`devices`] on it, [`memory::DeviceMemory`], [`clock::VirtualClock`], [`saved`].
 
 pub mod board;
+pub mod clock;
 pub mod cpuid;
 pub mod devices;
+pub mod memory;
 pub mod ram;
 pub mod saved;
 pub mod state;

@@ -5,6 +5,7 @@
 //! A *blob* is a header (magic, kind, version, length) and a payload in the little-endian encoding of
 //! [`codec`]. Decoding never panics and never trusts a length.
 
+pub mod clock;
 pub mod codec;
 pub mod devices;
 
