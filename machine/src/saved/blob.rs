@@ -259,6 +259,25 @@ mod tests {
         assert_eq!(encoded(&empty.keyboard), 41);
     }
 
+    /// The files are never rewritten; a new version adds its own (`docs/format/machine-state.md`).
+    #[test]
+    fn version_1_files_are_read_and_written_unchanged() {
+        let files: [&[u8]; 4] = [
+            include_bytes!("../../fixtures/state-v1-cpu.bin"),
+            include_bytes!("../../fixtures/state-v1-board.bin"),
+            include_bytes!("../../fixtures/state-v1-clock.bin"),
+            include_bytes!("../../fixtures/state-v1-cpuid.bin"),
+        ];
+        let cpu = SavedCpu::from_blob(files[0]).unwrap();
+        assert_eq!(CpuState::restore(&cpu), Ok(distinct_cpu()));
+        let board = Board::restore(&SavedBoard::from_blob(files[1]).unwrap()).unwrap();
+        assert_eq!(board.save().to_blob(), files[1]);
+        let clock = VirtualClock::restore(&SavedClock::from_blob(files[2]).unwrap()).unwrap();
+        assert_eq!(clock.save(Moment::default()).to_blob(), files[2]);
+        let table = CpuidTable::restore(&SavedCpuid::from_blob(files[3]).unwrap()).unwrap();
+        assert_eq!(table.save().to_blob(), files[3]);
+    }
+
     fn encoded(value: &impl Code) -> usize {
         let mut bytes = Vec::new();
         value.encode(&mut bytes);
