@@ -563,6 +563,26 @@ mod tests {
     }
 
     #[test]
+    fn alarms_with_wildcards_match_within_the_minute() {
+        let mut cmos = cmos();
+        for register in [SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM] {
+            write(&mut cmos, register, 0xff, 0);
+        }
+        write(&mut cmos, REGISTER_B, B_24_HOURS | ALARM, 0);
+        let every_second = Some(VirtualNanos(11 * SECOND));
+        read(&mut cmos, REGISTER_C, 10 * SECOND);
+        assert_eq!(cmos.next_deadline(), every_second);
+        write(&mut cmos, SECONDS_ALARM, 0x30, 10 * SECOND);
+        let this_minute = Some(VirtualNanos(30 * SECOND));
+        assert_eq!(cmos.next_deadline(), this_minute);
+        read(&mut cmos, REGISTER_C, 30 * SECOND);
+        assert_eq!(cmos.next_deadline(), Some(VirtualNanos(90 * SECOND)));
+        // 0x7a is no second in BCD: never.
+        write(&mut cmos, SECONDS_ALARM, 0x7a, 30 * SECOND);
+        assert_eq!(cmos.next_deadline(), None);
+    }
+
+    #[test]
     fn periodic_rates_as_in_the_data_sheet() {
         for (rate, hz) in [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)] {
             let mut cmos = cmos();
