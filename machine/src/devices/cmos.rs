@@ -18,11 +18,11 @@ use calendar::{Civil, SECONDS_PER_DAY};
 /// 2026-01-01T00:00:00Z in seconds since 1970: the default date at virtual time 0.
 pub const DEFAULT_START_UNIX_S: i64 = 1_767_225_600;
 
-const SECOND_NS: u128 = 1_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
 /// An update is announced by UIP 244 µs before it begins and takes 1,984 µs.
-const UPDATE_NS: u128 = 2_228_000;
+const UPDATE_NS: u64 = 2_228_000;
 /// Ticks per second of the divider's input.
-const CRYSTAL_HZ: u128 = 32_768;
+const CRYSTAL_HZ: u64 = 32_768;
 
 const SECONDS: usize = 0x00;
 const SECONDS_ALARM: usize = 0x01;
@@ -107,19 +107,22 @@ impl Cmos {
         }
     }
 
-    fn divider_ns(&self, now: VirtualNanos) -> u128 {
-        u128::from(now.0) + u128::from(self.phase_ns)
+    /// The divider in whole seconds and nanoseconds, so that nothing exceeds 64 bits.
+    fn divider(&self, now: VirtualNanos) -> (u64, u64) {
+        let ns = now.0 % SECOND_NS + u64::from(self.phase_ns);
+        (now.0 / SECOND_NS + ns / SECOND_NS, ns % SECOND_NS)
     }
 
-    /// The instant at which the divider shows `divider_ns`, if virtual time reaches it.
-    fn instant(&self, divider_ns: u128) -> Option<VirtualNanos> {
-        let ns = divider_ns.checked_sub(u128::from(self.phase_ns))?;
-        u64::try_from(ns).ok().map(VirtualNanos)
+    /// The instant at which the divider shows `second` and `ns`, if virtual time reaches it.
+    fn instant(&self, second: u64, ns: u64) -> Option<VirtualNanos> {
+        let shown = u128::from(second) * u128::from(SECOND_NS) + u128::from(ns);
+        let instant = shown.checked_sub(u128::from(self.phase_ns))?;
+        u64::try_from(instant).ok().map(VirtualNanos)
     }
 
     fn unix_seconds(&self, now: VirtualNanos) -> i64 {
-        // At most 2^64 ns, so the quotient is below 2^35.
-        self.offset_s + (self.divider_ns(now) / SECOND_NS) as i64
+        // At most 2^64 ns, so the second is below 2^35.
+        self.offset_s + self.divider(now).0 as i64
     }
 
     fn divider_in_reset(&self) -> bool {
@@ -132,7 +135,7 @@ impl Cmos {
     }
 
     /// Ticks of the crystal per periodic interrupt.
-    fn period(&self) -> Option<u128> {
+    fn period(&self) -> Option<u64> {
         match self.registers[REGISTER_A] & 0xf {
             _ if self.divider_in_reset() => None,
             0 => None,
@@ -216,7 +219,7 @@ impl Cmos {
         change(&mut self.registers);
         if was_in_reset && !self.divider_in_reset() {
             let half = SECOND_NS / 2;
-            let into_second = u128::from(self.now.0) % SECOND_NS;
+            let into_second = self.now.0 % SECOND_NS;
             self.phase_ns = ((SECOND_NS + half - into_second) % SECOND_NS) as u32;
         }
         if !self.held() {
@@ -257,15 +260,18 @@ impl Cmos {
 
     /// The flags that are set by the passage of time from `self.now` to `to`.
     fn elapsed_flags(&self, to: VirtualNanos) -> u8 {
-        let (from_ns, to_ns) = (self.divider_ns(self.now), self.divider_ns(to));
+        let (from, to_divider) = (self.divider(self.now), self.divider(to));
         let mut flags = 0;
         if let Some(period) = self.period() {
-            let periods = |ns: u128| ns * CRYSTAL_HZ / SECOND_NS / period;
-            if periods(from_ns) != periods(to_ns) {
+            let periods = |(second, ns): (u64, u64)| {
+                let ticks = second * CRYSTAL_HZ + ns * CRYSTAL_HZ / SECOND_NS;
+                ticks / period
+            };
+            if periods(from) != periods(to_divider) {
                 flags |= PERIODIC;
             }
         }
-        if !self.held() && from_ns / SECOND_NS != to_ns / SECOND_NS {
+        if !self.held() && from.0 != to_divider.0 {
             flags |= UPDATE;
             let alarm = self.next_alarm(self.unix_seconds(self.now));
             if alarm.is_some_and(|at| at <= self.unix_seconds(to)) {
@@ -288,7 +294,7 @@ impl Cmos {
                 self.latch_time();
             }
             REGISTER_A => {
-                let into_second = self.divider_ns(self.now) % SECOND_NS;
+                let (_, into_second) = self.divider(self.now);
                 let updating = !self.held() && into_second >= SECOND_NS - UPDATE_NS;
                 let bit = if updating { A_UPDATE_IN_PROGRESS } else { 0 };
                 return self.registers[REGISTER_A] | bit;
@@ -356,7 +362,7 @@ impl Cmos {
         require(registers[REGISTER_D] == D_VALID, "CMOS register D")?;
         // Four-digit years lie well inside; sums stay far from overflow.
         require(saved.offset_s.unsigned_abs() < 1 << 41, "CMOS date")?;
-        require(u128::from(saved.phase_ns) < SECOND_NS, "CMOS phase")?;
+        require(u64::from(saved.phase_ns) < SECOND_NS, "CMOS phase")?;
         Ok(Self {
             index: saved.index,
             registers,
@@ -405,24 +411,23 @@ impl Device for Cmos {
             return None;
         }
         let enabled = |bit| self.registers[REGISTER_B] & bit != 0;
-        let divider = self.divider_ns(self.now);
+        let (second, ns) = self.divider(self.now);
         let period = self.period().filter(|_| enabled(PERIODIC));
-        let periodic = period.map(|period| {
-            let next = (divider * CRYSTAL_HZ / SECOND_NS / period + 1) * period;
-            (next * SECOND_NS).div_ceil(CRYSTAL_HZ)
+        let periodic = period.and_then(|period| {
+            // Periods divide the second, so its start is a start of one.
+            let next = (ns * CRYSTAL_HZ / SECOND_NS / period + 1) * period;
+            self.instant(second, (next * SECOND_NS).div_ceil(CRYSTAL_HZ))
         });
         let running = !self.held();
-        let update = (running && enabled(UPDATE)).then(|| (divider / SECOND_NS + 1) * SECOND_NS);
+        let update = (running && enabled(UPDATE))
+            .then(|| self.instant(second + 1, 0))
+            .flatten();
         let alarm = (running && enabled(ALARM))
             .then(|| self.next_alarm(self.unix_seconds(self.now)))
             .flatten()
-            .and_then(|at| u128::try_from(at - self.offset_s).ok())
-            .map(|divider_s| divider_s * SECOND_NS);
-        [periodic, update, alarm]
-            .into_iter()
-            .flatten()
-            .filter_map(|at| self.instant(at))
-            .min()
+            .and_then(|at| u64::try_from(at - self.offset_s).ok())
+            .and_then(|divider_s| self.instant(divider_s, 0));
+        [periodic, update, alarm].into_iter().flatten().min()
     }
 
     fn take_line(&mut self) -> Line {

@@ -21,20 +21,22 @@ pub const PIT_HZ: u64 = 1_193_182;
 /// Ticks of the refresh timer per half period of the toggle in port 0x61: about 15.09 µs.
 const REFRESH_TICKS: u64 = 18;
 
-const NANOS: u128 = 1_000_000_000;
+const NANOS: u64 = 1_000_000_000;
 
-/// Whole ticks since the machine started.
+/// Whole ticks since the machine started: `now * PIT_HZ / NANOS`, taken apart at whole seconds so that
+/// no product exceeds 64 bits.
 fn tick_at(now: VirtualNanos) -> i64 {
+    let ticks = now.0 / NANOS * PIT_HZ + now.0 % NANOS * PIT_HZ / NANOS;
     // At most 2^64 ns, so at most 2.3e16 ticks.
-    (u128::from(now.0) * u128::from(PIT_HZ) / NANOS) as i64
+    ticks as i64
 }
 
 /// The first instant at which [`tick_at`] is `tick`, if virtual time reaches it.
 fn time_of(tick: i64) -> Option<VirtualNanos> {
-    let tick = u128::try_from(tick).ok()?;
-    u64::try_from((tick * NANOS).div_ceil(u128::from(PIT_HZ)))
-        .ok()
-        .map(VirtualNanos)
+    let tick = u64::try_from(tick).ok()?;
+    let second = (tick / PIT_HZ).checked_mul(NANOS)?;
+    let within = (tick % PIT_HZ * NANOS).div_ceil(PIT_HZ);
+    second.checked_add(within).map(VirtualNanos)
 }
 
 /// The timer: ports 0x40 to 0x43 and 0x61, IRQ0.
@@ -364,5 +366,9 @@ mod tests {
         }
         assert_eq!(tick_at(VirtualNanos(1_000_000_000)), 1_193_182);
         assert_eq!(time_of(i64::MAX), None);
+        let exact = |ns: u64| u128::from(ns) * u128::from(PIT_HZ) / u128::from(NANOS);
+        for ns in [u64::MAX, u64::MAX / 3, 999_999_999, 838, 839] {
+            assert_eq!(tick_at(VirtualNanos(ns)) as u128, exact(ns));
+        }
     }
 }
