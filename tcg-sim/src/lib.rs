@@ -1,1 +1,4 @@
 //! The exact x86-64 engine.
+
+pub mod mmu;
+pub mod sys;
