@@ -4,6 +4,7 @@
 //! This crate knows neither KVM nor the engine nor the store. Reading order: [`units`],
 //! [`state::CpuState`], [`ram::Ram`], [`vcpu::Vcpu`] and its [`vcpu::Exit`]s.
 
+pub mod checkpoint;
 pub mod cpuid;
 pub mod ram;
 pub mod state;

@@ -17,6 +17,7 @@ const POSITION_COUNT: u8 = 0;
 const POSITION_AFTER_IO: u8 = 1;
 const POSITION_WINDOW: u8 = 2;
 const POSITION_LANDMARK: u8 = 3;
+const POSITION_FOLLOWS: u8 = 4;
 
 const FINGERPRINT_PAGE: u8 = 1;
 const FINGERPRINT_TABLE: u8 = 2;
@@ -71,6 +72,7 @@ impl Encoder {
             EndReason::Reset => 2,
             EndReason::Shutdown => 3,
             EndReason::Stopped => 4,
+            EndReason::Idle => 5,
         });
         self.varint(time.0);
     }
@@ -173,6 +175,7 @@ impl Encoder {
                 self.bytes.push(POSITION_LANDMARK);
                 self.landmark(landmark);
             }
+            EventPosition::Follows => self.bytes.push(POSITION_FOLLOWS),
         }
     }
 
@@ -290,6 +293,7 @@ impl<'a> Decoder<'a> {
                 2 => EndReason::Reset,
                 3 => EndReason::Shutdown,
                 4 => EndReason::Stopped,
+                5 => EndReason::Idle,
                 _ => return Err(Malformed("unknown reason of the end")),
             },
             time: VirtualNanos(self.varint()?),
@@ -394,6 +398,7 @@ impl<'a> Decoder<'a> {
             POSITION_LANDMARK => self
                 .landmark()
                 .map(|landmark| EventPosition::Landmark(Box::new(landmark))),
+            POSITION_FOLLOWS => Ok(EventPosition::Follows),
             _ => Err(Malformed("unknown kind of position")),
         }
     }

@@ -170,6 +170,8 @@ pub enum EndReason {
     Shutdown,
     /// Whoever records asked for the end.
     Stopped,
+    /// The guest halted and nothing could ever wake it.
+    Idle,
 }
 
 /// The end of an interval: where the next checkpoint was taken.
@@ -249,6 +251,7 @@ impl fmt::Display for EndReason {
             Self::Reset => "the guest asked for a reset",
             Self::Shutdown => "triple fault",
             Self::Stopped => "recording stopped",
+            Self::Idle => "the guest halted and nothing could wake it",
         })
     }
 }

@@ -31,6 +31,8 @@ pub enum EventPosition {
     Window(IoSteps),
     /// Rule 3: a state after an asynchronous kick.
     Landmark(Box<Landmark>),
+    /// Right after the previous asynchronous event, at the same boundary: nothing has run since.
+    Follows,
 }
 
 /// Rule 3: a state that is recognised when it is met. Where several states in a row match, the
@@ -113,7 +115,7 @@ impl EventPosition {
     /// The number of I/O steps before it, where the position says.
     pub fn io_steps(&self) -> Option<IoSteps> {
         match self {
-            Self::Count(_) => None,
+            Self::Count(_) | Self::Follows => None,
             Self::AfterIo(n) | Self::Window(n) => Some(*n),
             Self::Landmark(landmark) => Some(landmark.io_steps),
         }
@@ -132,6 +134,7 @@ impl fmt::Display for EventPosition {
                 landmark.io_steps,
                 landmark.memory.len()
             ),
+            Self::Follows => f.write_str("right after the previous event"),
         }
     }
 }

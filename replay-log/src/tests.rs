@@ -35,6 +35,7 @@ fn event_position() -> impl Strategy<Value = EventPosition> {
     let io = any::<u64>().prop_map(IoSteps);
     prop_oneof![
         position().prop_map(EventPosition::Count),
+        Just(EventPosition::Follows),
         io.clone().prop_map(EventPosition::AfterIo),
         io.clone().prop_map(EventPosition::Window),
         (
@@ -134,6 +135,7 @@ fn end() -> impl Strategy<Value = End> {
         Just(EndReason::Reset),
         Just(EndReason::Shutdown),
         Just(EndReason::Stopped),
+        Just(EndReason::Idle),
     ];
     (
         any::<u16>(),
