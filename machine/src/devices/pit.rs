@@ -410,7 +410,8 @@ impl Channel {
         let SavedPitRun { kind, tick, reload } = saved.run;
         // Far beyond what virtual time reaches, and far from overflow.
         let near = tick.unsigned_abs() < 1 << 60;
-        require(kind == 0 || (near && valid(reload)), "PIT run")?;
+        let idle = (kind, tick, reload) == (0, 0, 0);
+        require(idle || (kind != 0 && near && valid(reload)), "PIT run")?;
         require(saved.count.is_none_or(valid), "PIT count")?;
         require(saved.next_reload.is_none_or(valid), "PIT next count")?;
         require(saved.mode <= 5, "PIT mode")?;
