@@ -3,9 +3,12 @@
 //!
 //! This crate knows neither KVM nor the engine nor the store. Reading order: [`units`],
 //! [`state::CpuState`], [`ram::Ram`], [`vcpu::Vcpu`] and its [`vcpu::Exit`]s, [`board::Board`] and
-//! the [`devices`] on it, [`memory::DeviceMemory`], [`clock::VirtualClock`], [`saved`].
+//! the [`devices`] on it, [`memory::DeviceMemory`], [`clock::VirtualClock`], [`saved`],
+//! [`checkpoint`].
 
 pub mod board;
+pub mod boot;
+pub mod checkpoint;
 pub mod clock;
 pub mod cpuid;
 pub mod devices;
