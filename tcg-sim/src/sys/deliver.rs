@@ -27,24 +27,25 @@ const DR7_GD: u64 = 1 << 13;
 /// [`TripleFault`]; `cpu.activity` is then `Shutdown`.
 pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result<(), TripleFault> {
     let mut event = event;
+    note_registers(cpu, &event.fault);
     // Every round either ends, escalates, or starts the handler of a benign event's fault; of those
     // at most three follow each other before a double fault.
     loop {
-        note_registers(cpu, &event.fault);
         let rip = cpu.rip;
         match attempt(cpu, bus, event, rip) {
             Ok(()) => {
                 cpu.activity = Activity::Running;
                 return Ok(());
             }
-            Err(second) => match escalate(class_of(&event), second) {
-                Some(next) => event = Event::fault(next),
-                None => {
-                    note_registers(cpu, &second);
+            Err(second) => {
+                // CR2 is the second page fault's even where a double fault takes its place.
+                note_registers(cpu, &second);
+                let Some(next) = escalate(class_of(&event), second) else {
                     cpu.activity = Activity::Shutdown;
                     return Err(TripleFault);
-                }
-            },
+                };
+                event = Event::fault(next);
+            }
         }
     }
 }

@@ -48,7 +48,6 @@ pub use fpu::fpu_fault;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum Outcome {
     /// Retired. Neither mode nor address space changed.
     Next,
