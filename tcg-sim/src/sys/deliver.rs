@@ -224,9 +224,10 @@ fn handler_code(
     Ok(code)
 }
 
-/// RFLAGS in the frame; RF is set for faults and between iterations (SDM vol. 3, 17.3.1.1).
+/// RFLAGS in the frame; RF is set for faults but those of instruction breakpoints, and between
+/// iterations (SDM vol. 3, 17.3.1.1).
 fn pushed_flags(cpu: &CpuState, event: Event) -> u64 {
-    let code_breakpoint = event.fault.vector == vector::DB;
+    let code_breakpoint = event.fault.vector == vector::DB && event.fault.dr6 & DR6_HITS != 0;
     match event.kind {
         EventKind::Fault if !code_breakpoint => cpu.rflags | rflags::RF,
         EventKind::External { mid_rep: true } | EventKind::Trap { mid_rep: true } => {

@@ -195,3 +195,14 @@ fn fpu_mode_table() {
     );
     assert_eq!(fpu_fault(&fninit, &machine.cpu), no);
 }
+
+#[test]
+fn rf_in_the_frame_of_db() {
+    for (dr6, pushed) in [(1, 0), (1 << 13, rflags::RF)] {
+        let mut machine = Machine::new();
+        let event = Event::fault(Fault::debug(dr6));
+        deliver(&mut machine.cpu, &mut machine.bus, event).unwrap();
+        let flags = machine.bus.peek_u64(machine.get(Gpr::Rsp) + 16);
+        assert_eq!(flags & rflags::RF, pushed, "DR6 {dr6:#x}");
+    }
+}
