@@ -5,3 +5,6 @@ pub mod walk;
 pub use walk::{
     Access, AccessType, Mapping, PageFault, PageSize, Paging, PhysMem, is_canonical, probe, walk,
 };
+
+#[cfg(test)]
+mod tests;

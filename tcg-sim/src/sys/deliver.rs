@@ -27,24 +27,25 @@ const DR7_GD: u64 = 1 << 13;
 /// [`TripleFault`]; `cpu.activity` is then `Shutdown`.
 pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result<(), TripleFault> {
     let mut event = event;
+    note_registers(cpu, &event.fault);
     // Every round either ends, escalates, or starts the handler of a benign event's fault; of those
     // at most three follow each other before a double fault.
     loop {
-        note_registers(cpu, &event.fault);
         let rip = cpu.rip;
         match attempt(cpu, bus, event, rip) {
             Ok(()) => {
                 cpu.activity = Activity::Running;
                 return Ok(());
             }
-            Err(second) => match escalate(class_of(&event), second) {
-                Some(next) => event = Event::fault(next),
-                None => {
-                    note_registers(cpu, &second);
+            Err(second) => {
+                // CR2 is the second page fault's even where a double fault takes its place.
+                note_registers(cpu, &second);
+                let Some(next) = escalate(class_of(&event), second) else {
                     cpu.activity = Activity::Shutdown;
                     return Err(TripleFault);
-                }
-            },
+                };
+                event = Event::fault(next);
+            }
         }
     }
 }
@@ -223,9 +224,10 @@ fn handler_code(
     Ok(code)
 }
 
-/// RFLAGS in the frame; RF is set for faults and between iterations (SDM vol. 3, 17.3.1.1).
+/// RFLAGS in the frame; RF is set for faults but those of instruction breakpoints, and between
+/// iterations (SDM vol. 3, 17.3.1.1).
 fn pushed_flags(cpu: &CpuState, event: Event) -> u64 {
-    let code_breakpoint = event.fault.vector == vector::DB;
+    let code_breakpoint = event.fault.vector == vector::DB && event.fault.dr6 & DR6_HITS != 0;
     match event.kind {
         EventKind::Fault if !code_breakpoint => cpu.rflags | rflags::RF,
         EventKind::External { mid_rep: true } | EventKind::Trap { mid_rep: true } => {

@@ -26,7 +26,7 @@ pub enum FpuClass {
     None,
     /// x87 control instructions that do not look at pending exceptions (FNINIT, FNSTSW, ...).
     X87NoWait,
-    /// Other x87 instructions.
+    /// Other x87 instructions, FNOP included.
     X87,
     /// WAIT.
     Wait,
@@ -55,10 +55,9 @@ pub fn classify(instr: &Instruction) -> FpuClass {
         | M::Fnstsw
         | M::Fnstenv
         | M::Fnsave
-        | M::Fnop
         | M::Fneni
         | M::Fndisi
-        | M::Fnsetpm => return no_wait(instr.mnemonic()),
+        | M::Fnsetpm => return FpuClass::X87NoWait,
         M::Ldmxcsr | M::Stmxcsr => return FpuClass::Sse,
         M::Emms | M::Maskmovq | M::Movntq => return FpuClass::Mmx,
         M::Movnti
@@ -90,15 +89,6 @@ pub fn classify(instr: &Instruction) -> FpuClass {
         (false, true) => FpuClass::Sse,
         (false, false) if is_x87(instr) => FpuClass::X87,
         _ => FpuClass::None,
-    }
-}
-
-/// FNOP waits in spite of its name.
-fn no_wait(mnemonic: Mnemonic) -> FpuClass {
-    if mnemonic == Mnemonic::Fnop {
-        FpuClass::X87
-    } else {
-        FpuClass::X87NoWait
     }
 }
 

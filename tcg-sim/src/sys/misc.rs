@@ -96,8 +96,8 @@ pub(super) fn xlat(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-/// ENTER (SDM vol. 2). Pushes are collected and stored last; a copied frame pointer that lies in the
-/// new frame is seen as stored.
+/// ENTER (SDM vol. 2). Pushes are collected and stored last; a copied frame pointer that overlaps
+/// the new frame is seen as stored.
 pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = if ctx.instr.code() == Code::Enterw_imm16_imm8 {
         2
@@ -112,10 +112,8 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     block.push(old_rbp);
     for level in 1..levels {
         let va = old_rbp.wrapping_sub(step * level);
-        let value = match block.get(va) {
-            Some(value) => value,
-            None => ctx.load(Context::stack_place(va), size)?,
-        };
+        let stored = ctx.load(Context::stack_place(va), size)?;
+        let value = block.overlay(va, stored);
         block.push(value);
     }
     if levels > 0 {
@@ -183,12 +181,16 @@ impl Block {
         self.top.wrapping_sub(self.bytes().len() as u64)
     }
 
-    /// The slot at `va`, if it was pushed already.
-    fn get(&self, va: u64) -> Option<u64> {
-        let offset = usize::try_from(va.wrapping_sub(self.lowest())).ok()?;
-        let slot = self.bytes().get(offset..offset.checked_add(self.size)?)?;
-        let mut value = [0; 8];
-        value[..self.size].copy_from_slice(slot);
-        Some(u64::from_le_bytes(value))
+    /// What a load of one slot at `va` gives after the pushes so far, if memory held `stored`.
+    fn overlay(&self, va: u64, stored: u64) -> u64 {
+        let mut value = stored.to_le_bytes();
+        for (index, byte) in value[..self.size].iter_mut().enumerate() {
+            let offset = va.wrapping_add(index as u64).wrapping_sub(self.lowest());
+            let pushed = usize::try_from(offset)
+                .ok()
+                .and_then(|o| self.bytes().get(o));
+            *byte = pushed.copied().unwrap_or(*byte);
+        }
+        u64::from_le_bytes(value)
     }
 }

@@ -18,6 +18,9 @@
 //!   boundary after the instruction.
 //! - `Err`: nothing architectural has changed, except that a REP string instruction has completed
 //!   the iterations that RCX, RSI and RDI show. `cpu.rip` is the instruction, as a fault wants it.
+//! - After SYSRET on AMD `cpu.rip` may be non-canonical; the fetch there is #GP(0).
+//! - Breakpoints are the dispatcher's, with [`debug`]: the bus sees every data access, and says no to
+//!   [`SysBus::host_run`] where it must see each element.
 //! - Whoever runs instructions without this module clears `cpu.shadow` and RF after each.
 
 pub mod bus;
@@ -48,11 +51,10 @@ pub use fpu::fpu_fault;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum Outcome {
-    /// Retired. Neither mode nor address space changed.
+    /// Retired. Neither mode nor address space changed; the bases of FS and GS may have.
     Next,
-    /// Retired. What translations are keyed by may have changed: CPL, CS, bases, CR0, CR4, EFER, DR7
+    /// Retired. What translations are keyed by may have changed: CPL, CS, CR0, CR4, EFER, DR7
     /// or the mode bits of RFLAGS (TF, IF, AC, IOPL).
     Mode,
     /// Retired. Cached translations of addresses are void, global ones too if `globals`; the mode may
