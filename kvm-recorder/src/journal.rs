@@ -255,12 +255,7 @@ impl Journal {
     }
 }
 
-fn header(
-    recording: RecordingId,
-    interval: u64,
-    kind: &Kind,
-    start: Option<Position>,
-) -> Header {
+fn header(recording: RecordingId, interval: u64, kind: &Kind, start: Option<Position>) -> Header {
     let positions = match kind {
         Kind::Count => PositionKind::Count {
             start: start.expect("counts are logged if the vCPU counts"),

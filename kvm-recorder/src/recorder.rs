@@ -326,7 +326,13 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
             let console = &mut self.guest.console;
             console
                 .write_all(&[byte])
-                .and_then(|()| if byte == b'\n' { console.flush() } else { Ok(()) })
+                .and_then(|()| {
+                    if byte == b'\n' {
+                        console.flush()
+                    } else {
+                        Ok(())
+                    }
+                })
                 .map_err(RecordError::Console)?;
         }
         Ok(effects.reset.then_some(EndReason::Reset))

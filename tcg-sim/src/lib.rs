@@ -1,1 +1,3 @@
 //! The exact x86-64 engine.
+
+pub mod replay;
