@@ -7,6 +7,7 @@
 //! [`checkpoint`].
 
 pub mod board;
+pub mod boot;
 pub mod checkpoint;
 pub mod clock;
 pub mod cpuid;

@@ -5,10 +5,14 @@
 //! A *blob* is a header (magic, kind, version, length) and a payload in the little-endian encoding of
 //! [`codec`]. Decoding never panics and never trusts a length.
 
+pub mod blob;
 pub mod clock;
 pub mod codec;
+pub mod cpu;
+pub mod cpuid;
 pub mod devices;
 
+pub use blob::Blob;
 pub use codec::DecodeError;
 
 /// A decoded value that no machine can be in. Names the part and the field.

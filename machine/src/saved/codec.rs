@@ -27,14 +27,14 @@ pub enum DecodeError {
     },
     /// Written by another version of this program.
     #[error(
-        "saved state version {found} (this program reads {newest} and older): use the version of \
-         SimuBoost that wrote the recording, or record again"
+        "saved state version {found}, where this program reads version {supported}: use the version \
+         of SimuBoost that wrote it, or record again"
     )]
     Version {
         /// Version found.
         found: u16,
-        /// Newest version that can be read.
-        newest: u16,
+        /// The version that can be read.
+        supported: u16,
     },
     /// Bytes are left over.
     #[error("{extra} bytes too many from byte {offset} of the saved state")]
@@ -44,11 +44,17 @@ pub enum DecodeError {
         /// How many.
         extra: usize,
     },
-    /// A component of CPU state that this program does not know.
+    /// CPU state with components that this program does not know, or without some that it needs.
     #[error(
-        "CPU state components {0:#x} are unknown: use the version of SimuBoost that wrote the recording"
+        "CPU state components {found:#x}, where this program reads {expected:#x}: use the version of \
+         SimuBoost that wrote it, or record again"
     )]
-    Components(u64),
+    Components {
+        /// Bitmap found.
+        found: u64,
+        /// Bitmap of the components that this program holds.
+        expected: u64,
+    },
     /// A field with a value that it cannot have.
     #[error("byte {offset} of the saved state: impossible {what}")]
     Value {
@@ -64,17 +70,28 @@ pub enum DecodeError {
 pub struct Decoder<'a> {
     bytes: &'a [u8],
     offset: usize,
+    /// Where `bytes` starts within the whole, for messages.
+    start: usize,
 }
 
 impl<'a> Decoder<'a> {
     /// Starts at the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, offset: 0 }
+        Self::at(0, bytes)
     }
 
-    /// Bytes read so far.
+    /// Starts at the first of `bytes`, which is at offset `start` of the whole.
+    pub fn at(start: usize, bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            offset: 0,
+            start,
+        }
+    }
+
+    /// Offset of the next byte within the whole.
     pub fn offset(&self) -> usize {
-        self.offset
+        self.start + self.offset
     }
 
     /// The next `count` bytes.
@@ -84,7 +101,7 @@ impl<'a> Decoder<'a> {
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         let rest = &self.bytes[self.offset..];
         let taken = rest.get(..count).ok_or_else(|| DecodeError::Truncated {
-            offset: self.offset,
+            offset: self.offset(),
             wanted: count - rest.len(),
         })?;
         self.offset += count;
@@ -99,7 +116,7 @@ impl<'a> Decoder<'a> {
         match self.bytes.len() - self.offset {
             0 => Ok(()),
             extra => Err(DecodeError::Trailing {
-                offset: self.offset,
+                offset: self.offset(),
                 extra,
             }),
         }
