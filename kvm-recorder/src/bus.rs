@@ -3,7 +3,7 @@
 use machine::board::{Board, Effects};
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
-use machine::saved::codec::Code;
+use machine::saved::blob::Blob;
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
 
 /// The devices of a machine, as the vCPU's thread sees them between two exits. They change RAM only
@@ -112,11 +112,9 @@ impl Bus for Board {
     }
 
     fn save(&self) -> Vec<DeviceBlob> {
-        let mut bytes = Vec::new();
-        self.save().encode(&mut bytes);
         vec![DeviceBlob {
             name: "board".into(),
-            bytes,
+            bytes: self.save().to_blob(),
         }]
     }
 }
