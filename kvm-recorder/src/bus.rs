@@ -3,6 +3,7 @@
 use machine::board::{Board, Effects};
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
+use machine::saved::blob::Blob;
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
 
 /// The devices of a machine, as the vCPU's thread sees them between two exits. They change RAM only
@@ -113,7 +114,7 @@ impl Bus for Board {
     fn save(&self) -> Vec<DeviceBlob> {
         vec![DeviceBlob {
             name: "board".into(),
-            bytes: self.save().encode(),
+            bytes: self.save().to_blob(),
         }]
     }
 }

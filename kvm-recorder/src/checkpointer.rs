@@ -14,9 +14,9 @@ use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
 use machine::ram::{PageBytes, Ram, WriteObserver};
 use machine::units::Gfn;
 use replay_log::{ContentId, SegmentSummary};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 

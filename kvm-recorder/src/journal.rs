@@ -4,11 +4,12 @@ use crate::bus::DeviceWrite;
 use crate::landmark::Sampler;
 use crate::summary::{EventCounts, PositionCounts};
 use machine::ram::{PageBytes, Ram};
-use machine::state::{CpuState, Shadow};
+use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES, Position, Vector, VirtualNanos};
 use replay_log::{
     Async, Check, Content, ContentId, Effect, End, EndReason, Event, EventPosition, Header,
-    IoSteps, PositionKind, Read, ReadSource, RecordingId, SegmentWriter, VcpuId, WriteError,
+    IoSteps, Landmark, PositionKind, Read, ReadSource, RecordingId, SegmentWriter, VcpuId,
+    WriteError,
 };
 
 /// The only vCPU.
@@ -54,6 +55,8 @@ pub(crate) struct Journal {
     /// Whether the request for the interrupt window, if there is one, was made where nothing had run
     /// since the last I/O step or asynchronous event.
     window_anchored: bool,
+    /// The landmark of this boundary, taken before devices acted on RAM.
+    prepared: Option<Box<Landmark>>,
     pub(crate) events: EventCounts,
     pub(crate) positions: PositionCounts,
 }
@@ -78,6 +81,7 @@ impl Journal {
             io_steps: IoSteps(0),
             boundary: Boundary::Io,
             window_anchored: false,
+            prepared: None,
             events: EventCounts::default(),
             positions: PositionCounts::default(),
         })
@@ -87,6 +91,7 @@ impl Journal {
     pub(crate) fn io_step(&mut self) {
         self.io_steps.0 += 1;
         self.boundary = Boundary::Io;
+        self.prepared = None;
         // A window that has not opened up to here is from here on the first after this step.
         self.window_anchored = true;
     }
@@ -110,6 +115,7 @@ impl Journal {
 
     /// The vCPU stopped for another reason than an I/O step.
     pub(crate) fn stopped(&mut self, at_window: bool) {
+        self.prepared = None;
         self.boundary = if at_window && self.window_anchored {
             Boundary::Window
         } else {
@@ -123,17 +129,18 @@ impl Journal {
         self.window_anchored = anchored_here || (before && self.window_anchored);
     }
 
-    /// Whether something may be logged at this boundary. Landmarks stand under no shadow.
-    pub(crate) fn may_log(&self, cpu: impl FnOnce() -> Shadow) -> bool {
-        match (&self.kind, self.boundary) {
-            (Kind::Landmark(_), Boundary::Anywhere) => cpu() == Shadow::None,
-            _ => true,
-        }
+    /// Whether positions at this boundary need a landmark, which [`Journal::prepare`] takes.
+    pub(crate) fn needs_landmark(&self) -> bool {
+        matches!(self.kind, Kind::Landmark(_)) && self.boundary == Boundary::Anywhere
     }
 
-    /// Whether [`Journal::may_log`] has to know about the shadow.
-    pub(crate) fn stands_anywhere(&self) -> bool {
-        matches!(self.kind, Kind::Landmark(_)) && self.boundary == Boundary::Anywhere
+    /// Takes the landmark of this boundary. Must come before devices act, since they may write RAM
+    /// and the landmark describes it as it was before.
+    pub(crate) fn prepare(&mut self, cpu: &CpuState, ram: &Ram) {
+        if let Kind::Landmark(sampler) = &mut self.kind {
+            let landmark = sampler.landmark(ram, cpu, self.io_steps);
+            self.prepared = Some(Box::new(landmark));
+        }
     }
 
     /// An interrupt is about to be delivered.
@@ -223,8 +230,12 @@ impl Journal {
             }
             Boundary::Anywhere => {
                 counts.landmark += 1;
-                let landmark = sampler.landmark(ram, here.cpu, self.io_steps);
-                EventPosition::Landmark(Box::new(landmark))
+                let prepared = self.prepared.take();
+                EventPosition::Landmark(
+                    prepared.unwrap_or_else(|| {
+                        Box::new(sampler.landmark(ram, here.cpu, self.io_steps))
+                    }),
+                )
             }
         }
     }
@@ -255,12 +266,7 @@ impl Journal {
     }
 }
 
-fn header(
-    recording: RecordingId,
-    interval: u64,
-    kind: &Kind,
-    start: Option<Position>,
-) -> Header {
+fn header(recording: RecordingId, interval: u64, kind: &Kind, start: Option<Position>) -> Header {
     let positions = match kind {
         Kind::Count => PositionKind::Count {
             start: start.expect("counts are logged if the vCPU counts"),

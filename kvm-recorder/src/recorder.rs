@@ -12,7 +12,7 @@ use machine::board::Effects;
 use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
 use machine::memory::DeviceMemory;
 use machine::ram::Ram;
-use machine::state::{CpuState, rflags};
+use machine::state::{CpuState, Shadow, rflags};
 use machine::units::{Position, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use pace::Pace;
@@ -169,12 +169,13 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
     /// What happens at every boundary where the loop has control and something may be logged: time
     /// passes, devices act, interrupts are delivered, intervals end.
     fn at_boundary(&mut self) -> Step<Option<EndReason>> {
-        if self.journal.stands_anywhere() {
-            let shadow = self.guest.vcpu.save()?.shadow;
-            if !self.journal.may_log(|| shadow) {
+        if self.journal.needs_landmark() {
+            let cpu = self.guest.vcpu.save()?;
+            if cpu.shadow != Shadow::None {
                 self.pace.retry();
                 return Ok(None);
             }
+            self.journal.prepare(&cpu, &self.guest.ram);
         }
         let now = self.let_time_pass();
         self.log_writes()?;
@@ -326,7 +327,13 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
             let console = &mut self.guest.console;
             console
                 .write_all(&[byte])
-                .and_then(|()| if byte == b'\n' { console.flush() } else { Ok(()) })
+                .and_then(|()| {
+                    if byte == b'\n' {
+                        console.flush()
+                    } else {
+                        Ok(())
+                    }
+                })
                 .map_err(RecordError::Console)?;
         }
         Ok(effects.reset.then_some(EndReason::Reset))

@@ -19,7 +19,8 @@ pub(crate) fn translate(ram: &Ram, cpu: &CpuState, linear: u64) -> Option<GuestP
     } else {
         long_mode(ram, cpu, linear)?
     };
-    ram.contains(GuestPhys(found), 1).then_some(GuestPhys(found))
+    ram.contains(GuestPhys(found), 1)
+        .then_some(GuestPhys(found))
 }
 
 /// SDM vol. 3, 4.5.
@@ -69,7 +70,11 @@ mod tests {
             (0x20_0000 + 0x10_0000, None),
         ];
         for (linear, expected) in rows {
-            assert_eq!(translate(&ram, &cpu, linear), expected.map(GuestPhys), "{linear:#x}");
+            assert_eq!(
+                translate(&ram, &cpu, linear),
+                expected.map(GuestPhys),
+                "{linear:#x}"
+            );
         }
     }
 }

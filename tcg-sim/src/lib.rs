@@ -2,11 +2,12 @@
 //!
 //! It must not know KVM, devices or the inside of the store. Reading order: [`Engine`] (the vCPU),
 //! `jit` (from guest to host instructions), `exec` (the runtime around translated code), [`mmu`] and
-//! [`sys`] (what the architecture says, in plain Rust).
+//! [`sys`] (what the architecture says, in plain Rust), [`replay`] (one interval, on any vCPU).
 
 mod exec;
 mod jit;
 pub mod mmu;
+pub mod replay;
 pub mod sys;
 
 pub use exec::{Engine, EngineCounters, EngineOptions};

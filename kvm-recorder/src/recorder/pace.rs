@@ -17,10 +17,7 @@ const RETRY_STEPS: u64 = 1;
 /// Refuses options that a vCPU without counts cannot fulfil.
 pub(super) fn check_without_counts(options: &Options) -> Result<(), RecordError> {
     let in_steps = |length: Option<Length>| matches!(length, Some(Length::Steps(_)));
-    let random = matches!(
-        options.positions,
-        Positions::Landmark(Kicks::Random { .. })
-    );
+    let random = matches!(options.positions, Positions::Landmark(Kicks::Random { .. }));
     let need = match options {
         Options {
             positions: Positions::Count,
@@ -210,7 +207,10 @@ impl Pace {
     /// The earlier of a deadline and the goals that are given in time.
     fn with_goals(&self, deadline: Option<VirtualNanos>) -> Option<VirtualNanos> {
         let goals = [self.interval_end.time(), self.end.and_then(Goal::time)];
-        deadline.into_iter().chain(goals.into_iter().flatten()).min()
+        deadline
+            .into_iter()
+            .chain(goals.into_iter().flatten())
+            .min()
     }
 
     fn late(&mut self, stop: Steps) -> Position {

@@ -1,0 +1,103 @@
+//! Going back to a landmark that turned out to be the wrong one.
+//!
+//! At each landmark that was found, the registers are kept and a new epoch of RAM starts, whose
+//! observer keeps the old content of each page that is written from then on. Going back restores the
+//! pages of the newest landmark; the one before it goes on collecting what changes since it.
+
+use super::run::Cursor;
+use machine::ram::{PageBytes, Ram, RamError, WriteObserver};
+use machine::state::CpuState;
+use machine::units::{Gfn, PAGE_BYTES, Position};
+use machine::vcpu::Vcpu;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+/// The content that pages had at a landmark.
+#[derive(Default)]
+struct Undo(Mutex<BTreeMap<Gfn, Box<PageBytes>>>);
+
+impl Undo {
+    fn pages(&self) -> std::sync::MutexGuard<'_, BTreeMap<Gfn, Box<PageBytes>>> {
+        self.0.lock().expect("no panic under the lock")
+    }
+}
+
+impl WriteObserver for Undo {
+    fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
+        // Epochs start anew when a later landmark is given up; the oldest content is the right one.
+        self.pages().entry(gfn).or_insert_with(|| Box::new(*before));
+    }
+}
+
+/// A state that matched a landmark.
+pub(super) struct Choice {
+    pub(super) cpu: CpuState,
+    pub(super) position: Position,
+    pub(super) cursor: Cursor,
+    undo: Arc<Undo>,
+}
+
+/// The landmarks that may still turn out wrong, oldest first.
+#[derive(Default)]
+pub(super) struct Choices {
+    stack: Vec<Choice>,
+    /// Frames written in epochs that have ended.
+    touched: BTreeSet<Gfn>,
+}
+
+impl Choices {
+    /// Keeps the state at which `vcpu` stands. Returns whether an older one had to be given up.
+    pub(super) fn push(
+        &mut self,
+        ram: &Ram,
+        vcpu: &mut impl Vcpu,
+        (cpu, position, cursor): (CpuState, Position, Cursor),
+        max_pages: u64,
+    ) -> bool {
+        let undo = Arc::new(Undo::default());
+        self.touched.extend(ram.begin_epoch(Some(undo.clone())));
+        vcpu.arm_write_tracking();
+        self.stack.push(Choice {
+            cpu,
+            position,
+            cursor,
+            undo,
+        });
+        let kept = self.stack.iter().map(|choice| choice.undo.pages().len());
+        let full = kept.sum::<usize>() as u64 > max_pages;
+        if full {
+            self.stack.remove(0);
+        }
+        full
+    }
+
+    /// Takes the newest choice and makes RAM what it was there. The caller loads the registers.
+    pub(super) fn pop(
+        &mut self,
+        ram: &Ram,
+        vcpu: &mut impl Vcpu,
+    ) -> Result<Option<Choice>, RamError> {
+        let Some(choice) = self.stack.pop() else {
+            return Ok(None);
+        };
+        let pages = std::mem::take(&mut *choice.undo.pages());
+        for (gfn, page) in pages {
+            ram.write(gfn.base(), &*page)?;
+            vcpu.ram_written(gfn.base(), PAGE_BYTES);
+        }
+        let below: Option<Arc<dyn WriteObserver>> = match self.stack.last() {
+            Some(choice) => Some(choice.undo.clone()),
+            None => None,
+        };
+        self.touched.extend(ram.begin_epoch(below));
+        vcpu.arm_write_tracking();
+        Ok(Some(choice))
+    }
+
+    /// All frames written since the start of the interval.
+    pub(super) fn written(&self, ram: &Ram) -> BTreeSet<Gfn> {
+        let mut all = self.touched.clone();
+        all.extend(ram.dirty_frames());
+        all
+    }
+}

@@ -1,0 +1,192 @@
+//! Finding positions.
+
+use super::run::{Progress, Run, Way};
+use super::vcpu::{Arrival, Arrived, ReplayVcpu};
+use machine::state::CpuState;
+use machine::units::Position;
+use machine::vcpu::Exit;
+use replay_log::{
+    Check, EventPosition, Fingerprint, IoSteps, Landmark, Observation, ReadSource, digest,
+};
+
+/// What a search for a landmark met.
+enum Candidate {
+    /// The RIP is right.
+    Here,
+    /// The vCPU is in shutdown: the last state there is.
+    Last,
+    /// There are no more: the guest did this.
+    None(Observation),
+}
+
+impl<V: ReplayVcpu> Run<'_, V> {
+    /// Runs to a position of the log.
+    pub(super) fn run_to(&mut self, at: &EventPosition, check: &Check) -> Way<()> {
+        match at {
+            EventPosition::Count(position) => self.run_to_count(*position),
+            EventPosition::AfterIo(n) => self.run_to_io(*n),
+            EventPosition::Window(n) => {
+                self.run_to_io(*n)?;
+                let found = self.run_to_window(*n);
+                self.vcpu.request_interrupt_window(false);
+                found
+            }
+            EventPosition::Landmark(landmark) => {
+                self.run_to_io(landmark.io_steps)?;
+                let cpu = self.vcpu.save()?;
+                if cpu.rip == check.rip && self.matches(landmark, &cpu)? {
+                    return self.choose(cpu);
+                }
+                self.next_match(landmark, check)
+            }
+            EventPosition::Follows => Ok(()),
+        }
+    }
+
+    fn run_to_count(&mut self, goal: Position) -> Way<()> {
+        loop {
+            let here = self.position()?;
+            if here == goal {
+                return Ok(());
+            }
+            if here > goal {
+                let expected = self.expected();
+                return Err(self.diverged(expected, Observation::Passed));
+            }
+            if self.enter(goal)? == Progress::Shutdown && self.position()? != goal {
+                let expected = self.expected();
+                return Err(self.diverged(expected, Observation::Shutdown));
+            }
+        }
+    }
+
+    fn run_to_io(&mut self, goal: IoSteps) -> Way<()> {
+        let bound = self.bound();
+        while self.cursor.io_steps < goal {
+            let met = match self.enter(bound)? {
+                Progress::Io | Progress::Window | Progress::Nothing => continue,
+                Progress::Bound => Observation::StepLimit,
+                Progress::Shutdown => Observation::Shutdown,
+            };
+            let expected = self.expected();
+            return Err(self.diverged(expected, met));
+        }
+        if self.cursor.io_steps > goal {
+            let expected = self.expected();
+            return Err(self.diverged(expected, Observation::Passed));
+        }
+        Ok(())
+    }
+
+    fn run_to_window(&mut self, goal: IoSteps) -> Way<()> {
+        let bound = self.bound();
+        self.vcpu.request_interrupt_window(true);
+        loop {
+            let met = match self.enter(bound)? {
+                Progress::Window => return Ok(()),
+                Progress::Nothing => continue,
+                Progress::Io if self.cursor.io_steps == goal => continue,
+                Progress::Io => Observation::Passed,
+                Progress::Bound => Observation::StepLimit,
+                Progress::Shutdown => Observation::Shutdown,
+            };
+            let expected = self.expected();
+            return Err(self.diverged(expected, met));
+        }
+    }
+
+    /// Runs to the next state that fits, the present one excluded, and keeps it as a choice.
+    pub(super) fn next_match(&mut self, landmark: &Landmark, check: &Check) -> Way<()> {
+        let arrival = Arrival {
+            rip: check.rip,
+            gpr: landmark.gpr,
+            rflags: landmark.rflags,
+        };
+        loop {
+            let (last, met) = match self.candidate(&arrival)? {
+                Candidate::Here => (false, None),
+                Candidate::Last => (true, None),
+                Candidate::None(met) => (true, Some(met)),
+            };
+            if met.is_none() {
+                let cpu = self.vcpu.save()?;
+                if cpu.rip == check.rip && self.matches(landmark, &cpu)? {
+                    return self.choose(cpu);
+                }
+            }
+            if last {
+                let expected = self.expected();
+                return Err(self.diverged(expected, met.unwrap_or(Observation::Shutdown)));
+            }
+        }
+    }
+
+    fn candidate(&mut self, arrival: &Arrival) -> Way<Candidate> {
+        if self.halted {
+            return Ok(Candidate::None(Observation::Halted));
+        }
+        loop {
+            let bound = self.bound();
+            let exit = match self.vcpu.run_to_arrival(arrival, Some(bound))? {
+                Arrived::Here => return Ok(Candidate::Here),
+                Arrived::Exit(exit) => exit,
+            };
+            let read = match exit {
+                Exit::Kicked | Exit::InterruptWindow => {
+                    self.handle(exit)?;
+                    continue;
+                }
+                Exit::Reached => return Ok(Candidate::None(Observation::StepLimit)),
+                Exit::Shutdown => return Ok(Candidate::Last),
+                Exit::PortWrite { .. } | Exit::MmioWrite { .. } | Exit::Halt => {
+                    self.cursor.io_steps.0 += 1;
+                    return Ok(Candidate::None(Observation::Passed));
+                }
+                Exit::PortRead { port, size } => ReadSource::Port { port, size },
+                Exit::MmioRead { address, size } => ReadSource::Mmio { address, size },
+                Exit::TimestampRead => ReadSource::Timestamp,
+            };
+            // This way is given up; the value only lets the vCPU go on.
+            self.vcpu.complete_read(0)?;
+            return Ok(Candidate::None(Observation::Read(read)));
+        }
+    }
+
+    fn matches(&mut self, landmark: &Landmark, cpu: &CpuState) -> Way<bool> {
+        self.search.arrivals += 1;
+        if !landmark.matches_registers(cpu) {
+            return Ok(false);
+        }
+        for fact in &landmark.memory {
+            if !self.holds(fact)? {
+                self.search.wrong_memory += 1;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn holds(&self, fact: &Fingerprint) -> Way<bool> {
+        let (gfn, hash, of): (_, _, fn(_) -> _) = match fact {
+            Fingerprint::Page { gfn, hash } => (*gfn, hash, digest::page_hash),
+            Fingerprint::Table { gfn, hash } => (*gfn, hash, digest::table_hash),
+            Fingerprint::Word { address, value } => {
+                let mut word = [0; 8];
+                self.ram.read(*address, &mut word)?;
+                return Ok(u64::from_le_bytes(word) == *value);
+            }
+        };
+        let mut page = [0; machine::units::PAGE_BYTES as usize];
+        self.ram.read(gfn.base(), &mut page)?;
+        Ok(of(&page) == *hash)
+    }
+
+    fn choose(&mut self, cpu: CpuState) -> Way<()> {
+        self.search.landmarks += 1;
+        let state = (cpu, self.position()?, self.cursor);
+        let most = self.limits.max_undo_pages;
+        let settled = self.choices.push(self.ram, self.vcpu, state, most);
+        self.search.settled += u64::from(settled);
+        Ok(())
+    }
+}

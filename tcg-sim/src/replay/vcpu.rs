@@ -1,0 +1,68 @@
+//! What replay needs of a vCPU beyond [`Vcpu`].
+
+use machine::units::Position;
+use machine::vcpu::{Exit, Vcpu, VcpuError};
+
+/// A state to stop at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// RIP.
+    pub rip: u64,
+    /// General-purpose registers in encoding order.
+    pub gpr: [u64; 16],
+    /// RFLAGS.
+    pub rflags: u64,
+}
+
+/// Why [`ReplayVcpu::run_to_arrival`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// The vCPU stands at a boundary with the RIP asked for.
+    Here,
+    /// As [`Vcpu::run`].
+    Exit(Exit),
+}
+
+/// A vCPU that can replay: it counts, and it finds states.
+pub trait ReplayVcpu: Vcpu {
+    /// Runs like [`Vcpu::run`], but stops also at the next boundary, the present one excluded, with
+    /// the RIP of `arrival`; boundaries between iterations of a REP string instruction included. It
+    /// must stop if the general-purpose registers and RFLAGS are those of `arrival` too, and may
+    /// pass on if any of them differs.
+    ///
+    /// # Errors
+    /// Those of [`Vcpu::run`].
+    fn run_to_arrival(
+        &mut self,
+        arrival: &Arrival,
+        until: Option<Position>,
+    ) -> Result<Arrived, VcpuError>;
+}
+
+/// [`ReplayVcpu::run_to_arrival`] for any vCPU that counts, one step or iteration at a time.
+///
+/// # Errors
+/// Those of [`Vcpu::run`]; [`VcpuError::Protocol`] if the vCPU does not count.
+pub fn arrive_by_steps<V: Vcpu + ?Sized>(
+    vcpu: &mut V,
+    arrival: &Arrival,
+    until: Option<Position>,
+) -> Result<Arrived, VcpuError> {
+    loop {
+        let here = vcpu
+            .position()
+            .ok_or(VcpuError::Protocol("replay needs a vCPU that counts"))?;
+        if until.is_some_and(|until| here >= until) {
+            return Ok(Arrived::Exit(Exit::Reached));
+        }
+        let next = Position {
+            rep_iterations: here.rep_iterations + 1,
+            ..here
+        };
+        match vcpu.run(Some(next))? {
+            Exit::Reached if vcpu.rip()? == arrival.rip => return Ok(Arrived::Here),
+            Exit::Reached => {}
+            exit => return Ok(Arrived::Exit(exit)),
+        }
+    }
+}
