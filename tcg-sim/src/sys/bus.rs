@@ -1,0 +1,106 @@
+//! The way from system semantics to memory.
+
+use super::Fault;
+use machine::cpuid::CpuidTable;
+use machine::state::CpuState;
+
+/// With which privilege memory is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessKind {
+    /// As the instruction's own operand: by the current CPL, RFLAGS.AC lifts SMAP.
+    Data,
+    /// As the CPU's own access to GDT, LDT, IDT or TSS: supervisor, SMAP always holds.
+    System,
+    /// As an operand at this privilege level: the pushes onto an inner stack.
+    AtCpl(u8),
+}
+
+impl AccessKind {
+    /// Whether pages must have U/S set.
+    pub fn user(self, cpu: &CpuState) -> bool {
+        match self {
+            Self::Data => cpu.cpl() == 3,
+            Self::System => false,
+            Self::AtCpl(cpl) => cpl == 3,
+        }
+    }
+}
+
+/// Whose rules hold where the two architectures differ (each use says what differs).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vendor {
+    /// AMD, by the APM; the reference host is family 19h.
+    #[default]
+    Amd,
+    /// Intel, by the SDM.
+    Intel,
+}
+
+/// Linear memory, as the engine provides it. Addresses have been checked to be canonical from first
+/// to last byte; ranges are at most two pages long and may cross a page boundary, also from the top
+/// of the address space to 0.
+///
+/// Guest-physical space outside RAM reads as all ones and swallows writes. Writes honour code and
+/// dirty tracking. A page of RAM that the host cannot provide is no fault of the guest: the bus
+/// remembers the error, answers with zeros, and the dispatcher stops after the call.
+pub trait SysBus {
+    /// Reads `bytes.len()` bytes. Faults at the lower page come first.
+    ///
+    /// # Errors
+    /// The #PF of the access.
+    fn read(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &mut [u8],
+        kind: AccessKind,
+    ) -> Result<(), Fault>;
+
+    /// Writes all bytes or, when either page faults, none.
+    ///
+    /// # Errors
+    /// The #PF of the access.
+    fn write(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        kind: AccessKind,
+    ) -> Result<(), Fault>;
+
+    /// Does everything [`SysBus::write`] would do up to, but not including, storing: a following
+    /// write of the same bytes cannot fault. Accessed and dirty bits are set.
+    ///
+    /// # Errors
+    /// The #PF of the access.
+    fn prepare_write(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        kind: AccessKind,
+    ) -> Result<(), Fault>;
+
+    /// A host pointer to `len` bytes at `va`, all inside one 4 KiB page, that may be read (and with
+    /// `write` written) directly until the next call of this trait's writing methods or end of the
+    /// instruction; `None` where only the other methods may be used (not RAM, code page, traced, ...).
+    /// Accessed and dirty bits are set as by the access itself.
+    ///
+    /// # Errors
+    /// The #PF of the access.
+    fn host_run(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        write: bool,
+    ) -> Result<Option<*mut u8>, Fault>;
+
+    /// The CPU model.
+    fn cpuid(&self) -> &CpuidTable;
+
+    /// The recording host's vendor.
+    fn vendor(&self) -> Vendor {
+        Vendor::Amd
+    }
+}
