@@ -1,1 +1,3 @@
-//! Test and benchmark targets only; there is no library code here.
+//! Cross-crate tests of SimuBoost, and the machinery they share.
+
+pub mod differential;
