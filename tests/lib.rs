@@ -1,1 +1,8 @@
-//! Test and benchmark targets only; there is no library code here.
+//! What several test and bench targets share.
+//!
+//! Reading order: [`guest`] builds bare-metal guests, [`oracle`] runs them on QEMU, on KVM and on
+//! any `machine::vcpu::Vcpu`, [`suite`] holds the tables of system-behaviour cases and their golden
+//! files.
+
+pub mod guest;
+pub mod oracle;

@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "tcg-sim",
         ],
     ),
-    ("simuboost-tests", &[]),
+    ("simuboost-tests", &["machine"]),
     ("simuboost-benches", &[]),
 ];
 
