@@ -2,10 +2,19 @@
 //! virtual time and the contract of a virtual CPU.
 //!
 //! This crate knows neither KVM nor the engine nor the store. Reading order: [`units`],
-//! [`state::CpuState`], [`ram::Ram`], [`vcpu::Vcpu`] and its [`vcpu::Exit`]s.
+//! [`state::CpuState`], [`ram::Ram`], [`vcpu::Vcpu`] and its [`vcpu::Exit`]s, [`board::Board`] and
+//! the [`devices`] on it, [`memory::DeviceMemory`], [`clock::VirtualClock`], [`saved`],
+//! [`checkpoint`].
 
+pub mod board;
+pub mod boot;
+pub mod checkpoint;
+pub mod clock;
 pub mod cpuid;
+pub mod devices;
+pub mod memory;
 pub mod ram;
+pub mod saved;
 pub mod state;
 pub mod units;
 pub mod vcpu;

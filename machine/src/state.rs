@@ -2,6 +2,11 @@
 //!
 //! These are runtime types; the saved form is versioned and separate.
 
+mod save;
+mod validate;
+
+pub use validate::InvalidState;
+
 /// Index of a general-purpose register in [`CpuState::gpr`], in encoding order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

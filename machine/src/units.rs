@@ -46,6 +46,11 @@ unit!(
     "{} ns"
 );
 unit!(
+    /// Monotonic time of the host in nanoseconds since some fixed instant of this process's life.
+    HostNanos(u64),
+    "{} ns of host time"
+);
+unit!(
     /// An interrupt vector, 0 to 255.
     Vector(u8),
     "{:#04x}"

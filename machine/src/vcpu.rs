@@ -105,7 +105,8 @@ pub trait Kick: Send + Sync {
 
 /// One virtual CPU. All calls come from one thread; devices act between two calls of `run`.
 pub trait Vcpu {
-    /// Runs until something needs attention, at latest until `until`, where the vCPU counts steps.
+    /// Runs until something needs attention, at latest until the first boundary not before `until`,
+    /// where the vCPU counts steps. At once [`Exit::Reached`] if that is here.
     ///
     /// # Errors
     /// [`VcpuError::Protocol`] while a read waits for completion, or if `until` is given and this
@@ -118,6 +119,14 @@ pub trait Vcpu {
     /// # Errors
     /// [`VcpuError::Protocol`] when no read waits.
     fn complete_read(&mut self, value: u64) -> Result<(), VcpuError>;
+
+    /// RIP at this boundary.
+    ///
+    /// # Errors
+    /// As [`Vcpu::save`].
+    fn rip(&mut self) -> Result<u64, VcpuError> {
+        Ok(self.save()?.rip)
+    }
 
     /// The exact position, where this vCPU counts.
     fn position(&self) -> Option<Position>;

@@ -1,4 +1,12 @@
-//! The exact x86-64 engine.
+//! The exact x86-64 engine: a same-ISA dynamic translator with a software MMU.
+//!
+//! It must not know KVM, devices or the inside of the store. Reading order: [`Engine`] (the vCPU),
+//! `jit` (from guest to host instructions), `exec` (the runtime around translated code), [`mmu`] and
+//! [`sys`] (what the architecture says, in plain Rust).
 
+mod exec;
+mod jit;
 pub mod mmu;
 pub mod sys;
+
+pub use exec::{Engine, EngineCounters, EngineOptions};

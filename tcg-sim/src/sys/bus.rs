@@ -26,6 +26,16 @@ impl AccessKind {
     }
 }
 
+/// Whose rules hold where the two architectures differ (each use says what differs).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vendor {
+    /// AMD, by the APM; the reference host is family 19h.
+    #[default]
+    Amd,
+    /// Intel, by the SDM.
+    Intel,
+}
+
 /// Linear memory, as the engine provides it. Addresses have been checked to be canonical from first
 /// to last byte; ranges are at most two pages long and may cross a page boundary, also from the top
 /// of the address space to 0.
@@ -88,4 +98,9 @@ pub trait SysBus {
 
     /// The CPU model.
     fn cpuid(&self) -> &CpuidTable;
+
+    /// The recording host's vendor.
+    fn vendor(&self) -> Vendor {
+        Vendor::Amd
+    }
 }

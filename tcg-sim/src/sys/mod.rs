@@ -6,13 +6,13 @@
 //! Must not know the translator, the software TLB or the dispatcher: all memory goes through
 //! [`SysBus`], all state through [`CpuState`].
 //!
-//! Where AMD and Intel differ, the reference is AMD family 19h (the recording host) unless a comment
-//! says otherwise: SYSRET leaves the hidden part of SS alone apart from its DPL, loading a null
-//! selector into FS or GS clears the base, LAR of a bad type and so on follow the APM.
+//! Where AMD and Intel differ, [`SysBus::vendor`] decides, by default AMD family 19h (the reference
+//! host): SYSENTER and SYSEXIT are #UD in long mode, SYSRET leaves the hidden part of SS alone apart
+//! from its DPL and faults on a bad RIP at CPL 3, a null selector in FS or GS clears the base.
 //!
 //! # Contract of [`execute`]
 //! - On entry `cpu.rip` is the address of the instruction and the six arithmetic flags are in
-//!   `cpu.rflags`.
+//!   `cpu.rflags`; RIP-relative operands are taken relative to `cpu.rip`.
 //! - `Ok`: see [`Outcome`]. The instruction has retired unless the variant says otherwise; `cpu.rip`
 //!   is the next instruction, RF is clear (but for IRET), `cpu.shadow` is what holds at the
 //!   boundary after the instruction.
@@ -21,16 +21,34 @@
 //! - Whoever runs instructions without this module clears `cpu.shadow` and RF after each.
 
 pub mod bus;
+mod context;
+mod control;
+pub mod debug;
+mod deliver;
+mod descriptor;
+mod execute;
+mod far;
 pub mod fault;
+mod flags;
+pub mod fpu;
+mod misc;
+pub mod msr;
+mod port;
+mod run;
+mod segment;
+mod string;
+mod syscall;
+mod tables;
 
-pub use bus::{AccessKind, SysBus};
+pub use bus::{AccessKind, SysBus, Vendor};
+pub use deliver::deliver;
+pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};
-
-use iced_x86::Instruction;
-use machine::state::CpuState;
+pub use fpu::fpu_fault;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub enum Outcome {
     /// Retired. Neither mode nor address space changed.
     Next,
@@ -82,49 +100,5 @@ pub enum Outcome {
     Limit(&'static str),
 }
 
-/// Executes one instruction. A REP string instruction does at most `max_iterations` (at least 1)
-/// iterations.
-///
-/// # Errors
-/// The fault that the instruction raises; see the module's contract.
-pub fn execute(
-    instr: &Instruction,
-    cpu: &mut CpuState,
-    bus: &mut dyn SysBus,
-    max_iterations: u64,
-) -> Result<Outcome, Fault> {
-    let _ = (instr, cpu, bus, max_iterations);
-    Ok(Outcome::Limit("system instruction"))
-}
-
-/// Completes IN or one element of INS with the value read (low `size` bytes count).
-///
-/// # Errors
-/// The fault of storing an element, which cannot happen when nothing ran since [`execute`].
-pub fn finish_port_read(
-    instr: &Instruction,
-    cpu: &mut CpuState,
-    bus: &mut dyn SysBus,
-    value: u32,
-) -> Result<Outcome, Fault> {
-    let _ = (instr, cpu, bus, value);
-    Ok(Outcome::Next)
-}
-
-/// Completes RDTSC or RDMSR of the time stamp counter.
-pub fn finish_timestamp(instr: &Instruction, cpu: &mut CpuState, value: u64) {
-    let _ = (instr, cpu, value);
-}
-
-/// Delivers an exception or interrupt through the IDT.
-///
-/// On entry `cpu.rip` is the address to be pushed: the instruction of a fault, the next one of a
-/// trap or interrupt. Faults met on the way are delivered in turn, as double fault where the
-/// architecture says so.
-///
-/// # Errors
-/// [`TripleFault`]; `cpu.activity` is then `Shutdown`.
-pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result<(), TripleFault> {
-    let _ = (cpu, bus, event);
-    Err(TripleFault)
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! How the pages of a checkpoint leave while the guest runs on.
+//!
+//! At a checkpoint the guest stands still only until the set of pages written since the last one is
+//! known and write tracking is armed. Then each of these pages is copied once: by the copier's
+//! thread, or by the guest's thread just before it writes the page again. Copies wait in a queue of
+//! bounded length for the sink's thread, which alone talks to the store.
+//!
+//! Locks: whoever copies holds [`Ram`]'s capture lock. The guest's thread may wait for the queue under
+//! it, so the sink's thread must never take it; the copier waits for the queue without it.
+
+use crate::journal::Closed;
+use crate::options::Options;
+use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
+use machine::ram::{PageBytes, Ram, WriteObserver};
+use machine::units::Gfn;
+use replay_log::{ContentId, SegmentSummary};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What waits for the sink.
+enum Job {
+    Begin(Box<Checkpoint>),
+    Page(Gfn, Box<PageBytes>),
+    Content(ContentId, Box<PageBytes>),
+    Publish(Option<Box<Closed>>),
+}
+
+/// The queue to the sink. Sending to a sink that has failed does nothing: the failure is found when
+/// the next checkpoint is taken.
+#[derive(Clone)]
+struct Queue {
+    jobs: SyncSender<Job>,
+    stalled_ns: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// Waits for room; the time is counted as a stall.
+    fn send(&self, job: Job) {
+        if let Err(TrySendError::Full(job)) = self.jobs.try_send(job) {
+            let start = Instant::now();
+            let _ = self.jobs.send(job);
+            let waited = start.elapsed().as_nanos() as u64;
+            self.stalled_ns.fetch_add(waited, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for room without counting it: nobody waits for the copier.
+    fn send_from_background(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+}
+
+/// The pages of a checkpoint that have not been copied yet.
+struct Capture {
+    pending: Vec<AtomicU64>,
+    queue: Queue,
+    copied_on_write: Arc<AtomicU64>,
+}
+
+impl Capture {
+    fn new(frames: u64, queue: Queue, copied_on_write: Arc<AtomicU64>) -> Self {
+        let mut pending = Vec::new();
+        pending.resize_with(frames.div_ceil(64) as usize, AtomicU64::default);
+        Self {
+            pending,
+            queue,
+            copied_on_write,
+        }
+    }
+
+    fn word(&self, gfn: Gfn) -> (&AtomicU64, u64) {
+        (&self.pending[(gfn.0 / 64) as usize], 1 << (gfn.0 % 64))
+    }
+
+    fn add(&self, gfn: Gfn) {
+        let (word, bit) = self.word(gfn);
+        word.fetch_or(bit, Ordering::Release);
+    }
+
+    fn is_pending(&self, gfn: Gfn) -> bool {
+        let (word, bit) = self.word(gfn);
+        word.load(Ordering::Acquire) & bit != 0
+    }
+
+    /// Whether the caller is the one to copy the page.
+    fn take(&self, gfn: Gfn) -> bool {
+        let (word, bit) = self.word(gfn);
+        word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+}
+
+impl WriteObserver for Capture {
+    fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
+        if self.take(gfn) {
+            self.copied_on_write.fetch_add(1, Ordering::Relaxed);
+            self.queue.send(Job::Page(gfn, Box::new(*before)));
+        }
+    }
+}
+
+/// What the copier is to do for one checkpoint.
+struct Order {
+    frames: Vec<Gfn>,
+    capture: Arc<Capture>,
+    closed: Option<Box<Closed>>,
+}
+
+/// What went to the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) pages: u64,
+    pub(crate) copied_on_write: u64,
+    pub(crate) log: SegmentSummary,
+    pub(crate) stalled: Duration,
+}
+
+/// Takes checkpoints.
+pub(crate) struct Checkpointer {
+    ram: Arc<Ram>,
+    queue: Queue,
+    orders: Sender<Order>,
+    done: Receiver<()>,
+    copier: JoinHandle<()>,
+    sink: JoinHandle<Result<SegmentSummary, StoreError>>,
+    copied_on_write: Arc<AtomicU64>,
+    pages: u64,
+    /// Whether an order has not been reported done.
+    busy: bool,
+}
+
+/// The sink has failed; [`Checkpointer::close`] says why.
+pub(crate) struct SinkFailed;
+
+impl Checkpointer {
+    pub(crate) fn start(
+        ram: Arc<Ram>,
+        sink: Box<dyn CheckpointSink>,
+        options: &Options,
+    ) -> std::io::Result<Self> {
+        let (jobs, from_queue) = sync_channel(options.queue_pages.max(1));
+        let (orders, from_orders) = channel();
+        let (to_done, done) = channel();
+        let queue = Queue {
+            jobs,
+            stalled_ns: Arc::default(),
+        };
+        let copier = std::thread::Builder::new().name("copier".into()).spawn({
+            let ram = ram.clone();
+            move || copy_all(&ram, &from_orders, &to_done)
+        })?;
+        let sink = std::thread::Builder::new()
+            .name("sink".into())
+            .spawn(move || feed(sink, &from_queue))?;
+        Ok(Self {
+            ram,
+            queue,
+            orders,
+            done,
+            copier,
+            sink,
+            copied_on_write: Arc::default(),
+            pages: 0,
+            busy: false,
+        })
+    }
+
+    /// Takes the checkpoint of RAM as it is now; `checkpoint.changed` is filled in here. The caller
+    /// arms write tracking before the guest goes on.
+    pub(crate) fn take(
+        &mut self,
+        mut checkpoint: Checkpoint,
+        closed: Option<Closed>,
+    ) -> Result<(), SinkFailed> {
+        self.wait_for_copier()?;
+        let capture = Arc::new(Capture::new(
+            self.ram.frames(),
+            self.queue.clone(),
+            self.copied_on_write.clone(),
+        ));
+        let frames = self.ram.begin_epoch(Some(capture.clone()));
+        frames.iter().for_each(|gfn| capture.add(*gfn));
+        checkpoint.changed.clone_from(&frames);
+        self.pages += frames.len() as u64;
+        self.queue.send(Job::Begin(Box::new(checkpoint)));
+        let order = Order {
+            frames,
+            capture,
+            closed: closed.map(Box::new),
+        };
+        self.busy = true;
+        self.orders.send(order).map_err(|_| SinkFailed)
+    }
+
+    /// A page that the log refers to.
+    pub(crate) fn content(&self, id: ContentId, page: &PageBytes) {
+        self.queue.send(Job::Content(id, Box::new(*page)));
+    }
+
+    /// Waits until all pages of the last checkpoint have been copied.
+    fn wait_for_copier(&mut self) -> Result<(), SinkFailed> {
+        if std::mem::take(&mut self.busy) {
+            let start = Instant::now();
+            self.done.recv().map_err(|_| SinkFailed)?;
+            let waited = start.elapsed().as_nanos() as u64;
+            self.queue.stalled_ns.fetch_add(waited, Ordering::Relaxed);
+        }
+        if self.sink.is_finished() {
+            return Err(SinkFailed);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is stored.
+    pub(crate) fn close(mut self) -> Result<Stored, StoreError> {
+        // A failure is reported by the sink's thread below.
+        let _ = self.wait_for_copier();
+        self.ram.begin_epoch(None);
+        let stalled_ns = self.queue.stalled_ns.load(Ordering::Relaxed);
+        drop((self.queue, self.orders));
+        self.copier.join().expect("the copier does not panic");
+        let log = self.sink.join().expect("the store does not panic")?;
+        Ok(Stored {
+            pages: self.pages,
+            copied_on_write: self.copied_on_write.load(Ordering::Relaxed),
+            log,
+            stalled: Duration::from_nanos(stalled_ns),
+        })
+    }
+}
+
+/// The copier's thread.
+fn copy_all(ram: &Ram, orders: &Receiver<Order>, done: &Sender<()>) {
+    for Order {
+        frames,
+        capture,
+        closed,
+    } in orders
+    {
+        for gfn in frames {
+            if let Some(page) = copy(ram, &capture, gfn) {
+                capture.queue.send_from_background(Job::Page(gfn, page));
+            }
+        }
+        // A page that the guest's thread took may not have been sent yet, but will be before it lets
+        // go of the capture lock: take that once, so that the end comes after the last page.
+        ram.with_clean_page(Gfn(0), |_| ());
+        capture.queue.send_from_background(Job::Publish(closed));
+        if done.send(()).is_err() {
+            return;
+        }
+    }
+}
+
+fn copy(ram: &Ram, capture: &Capture, gfn: Gfn) -> Option<Box<PageBytes>> {
+    if !capture.is_pending(gfn) {
+        return None;
+    }
+    let mut copied = None;
+    ram.with_clean_page(gfn, |page| {
+        if capture.take(gfn) {
+            copied = Some(Box::new(*page));
+        }
+    });
+    copied
+}
+
+/// The sink's thread. Dropping the queue's end on a failure makes all senders go on without it.
+fn feed(
+    mut sink: Box<dyn CheckpointSink>,
+    jobs: &Receiver<Job>,
+) -> Result<SegmentSummary, StoreError> {
+    let mut total = SegmentSummary::default();
+    for job in jobs {
+        match job {
+            Job::Begin(checkpoint) => sink.begin(&checkpoint)?,
+            Job::Page(gfn, page) => sink.page(gfn, &page)?,
+            Job::Content(id, page) => sink.content(id.0, &page)?,
+            Job::Publish(None) => sink.publish(None)?,
+            Job::Publish(Some(closed)) => {
+                let Closed { writer, end } = *closed;
+                let (segment, summary) = writer.finish(&end)?;
+                total.events += summary.events;
+                total.raw_bytes += summary.raw_bytes;
+                total.written_bytes += summary.written_bytes;
+                sink.publish(Some(&segment))?;
+            }
+        }
+    }
+    Ok(total)
+}

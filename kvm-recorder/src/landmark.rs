@@ -1,0 +1,100 @@
+//! Which facts about memory make a landmark recognisable.
+
+use crate::walk::translate;
+use machine::ram::{PageBytes, Ram};
+use machine::state::{CpuState, Gpr};
+use machine::units::{Gfn, GuestPhys};
+use replay_log::{Fingerprint, IoSteps, Landmark, digest};
+
+/// If at most this many pages were written since the last checkpoint, all are hashed: together with
+/// the registers that is the whole state, and the first match is then right.
+const HASHED_PAGES: usize = 16;
+
+/// Otherwise, this many of them are watched for words that change.
+const WATCHED_PAGES: usize = 8;
+
+/// Words taken from each.
+const WORDS_PER_PAGE: usize = 2;
+
+struct Watched {
+    gfn: Gfn,
+    content: Box<PageBytes>,
+}
+
+/// Takes landmarks. Keeps samples of pages between them to find words that change.
+#[derive(Default)]
+pub(crate) struct Sampler {
+    watched: Vec<Watched>,
+    /// Where in the list of written pages to look for the next page to watch.
+    next: usize,
+}
+
+impl Sampler {
+    /// The landmark for this state.
+    pub(crate) fn landmark(&mut self, ram: &Ram, cpu: &CpuState, io_steps: IoSteps) -> Landmark {
+        Landmark {
+            io_steps,
+            gpr: cpu.gpr,
+            rflags: cpu.rflags,
+            state: digest::state_digest(cpu),
+            memory: self.facts(ram, cpu),
+        }
+    }
+
+    fn facts(&mut self, ram: &Ram, cpu: &CpuState) -> Vec<Fingerprint> {
+        let page = |gfn| Fingerprint::Page {
+            gfn,
+            hash: digest::page_hash(&ram.page(gfn)),
+        };
+        let written = ram.dirty_frames();
+        let stack = translate(ram, cpu, cpu.gpr[Gpr::Rsp as usize]).map(GuestPhys::gfn);
+        let mut facts = Vec::new();
+        if let Some(gfn) = stack.filter(|gfn| ram.prepare_read(*gfn).is_ok()) {
+            facts.push(page(gfn));
+        }
+        if written.len() <= HASHED_PAGES {
+            let others = written.iter().filter(|gfn| stack != Some(**gfn));
+            facts.extend(others.map(|gfn| page(*gfn)));
+        } else {
+            self.watched
+                .retain_mut(|watched| words(ram, watched, &mut facts));
+            self.watch_more(ram, &written);
+        }
+        facts
+    }
+
+    fn watch_more(&mut self, ram: &Ram, written: &[Gfn]) {
+        for _ in 0..WATCHED_PAGES {
+            if self.watched.len() >= WATCHED_PAGES {
+                return;
+            }
+            self.next = (self.next + 1) % written.len();
+            let gfn = written[self.next];
+            if self.watched.iter().all(|watched| watched.gfn != gfn) {
+                self.watched.push(Watched {
+                    gfn,
+                    content: Box::new(ram.page(gfn)),
+                });
+            }
+        }
+    }
+}
+
+/// Adds words of the page that changed since the last sample. Returns whether there were any.
+fn words(ram: &Ram, watched: &mut Watched, facts: &mut Vec<Fingerprint>) -> bool {
+    let now = ram.page(watched.gfn);
+    let pairs = watched.content.chunks_exact(8).zip(now.chunks_exact(8));
+    let changed = pairs.enumerate().filter(|(_, (before, now))| before != now);
+    let mut found = false;
+    for (index, (_, word)) in changed.take(WORDS_PER_PAGE) {
+        let mut value = [0; 8];
+        value.copy_from_slice(word);
+        facts.push(Fingerprint::Word {
+            address: GuestPhys(watched.gfn.base().0 + 8 * index as u64),
+            value: u64::from_le_bytes(value),
+        });
+        found = true;
+    }
+    *watched.content = now;
+    found
+}

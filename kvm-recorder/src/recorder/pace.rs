@@ -1,0 +1,258 @@
+//! When the loop gets control back: virtual time, the ends of intervals, deadlines, kicks.
+
+use super::{Kicks, Length, Options, Positions, RecordError};
+use crate::alarm::Alarm;
+use crate::control::Control;
+use machine::clock::{Idle, Moment, RunLimit, VirtualClock};
+use machine::units::{HostNanos, Position, Steps, VirtualNanos};
+use machine::vcpu::Vcpu;
+use std::time::{Duration, Instant};
+
+/// How soon a kick comes again that found a place where nothing can be logged.
+const RETRY: Duration = Duration::from_micros(20);
+
+/// How many steps later, where steps count.
+const RETRY_STEPS: u64 = 1;
+
+/// Refuses options that a vCPU without counts cannot fulfil.
+pub(super) fn check_without_counts(options: &Options) -> Result<(), RecordError> {
+    let in_steps = |length: Option<Length>| matches!(length, Some(Length::Steps(_)));
+    let random = matches!(
+        options.positions,
+        Positions::Landmark(Kicks::Random { .. })
+    );
+    let need = match options {
+        Options {
+            positions: Positions::Count,
+            ..
+        } => "exact positions",
+        Options {
+            clock: VirtualClock::Insn(_),
+            ..
+        } => "the instruction clock",
+        _ if random => "random kicks",
+        _ if in_steps(Some(options.interval)) || in_steps(options.stop_after) => {
+            "lengths in instructions"
+        }
+        _ => return Ok(()),
+    };
+    Err(RecordError::DoesNotCount(need))
+}
+
+/// Where the interval, or the recording, ends.
+#[derive(Clone, Copy)]
+enum Goal {
+    Steps(Steps),
+    Time(VirtualNanos),
+}
+
+impl Goal {
+    fn after(length: Length, time: VirtualNanos, steps: Steps) -> Self {
+        match length {
+            Length::Steps(n) => Self::Steps(Steps(steps.0.saturating_add(n.max(1)))),
+            Length::Time(t) => Self::Time(VirtualNanos(time.0.saturating_add(t.0.max(1)))),
+        }
+    }
+
+    fn is_reached(self, time: VirtualNanos, steps: Steps) -> bool {
+        match self {
+            Self::Steps(goal) => steps >= goal,
+            Self::Time(goal) => time >= goal,
+        }
+    }
+
+    fn time(self) -> Option<VirtualNanos> {
+        match self {
+            Self::Steps(_) => None,
+            Self::Time(goal) => Some(goal),
+        }
+    }
+}
+
+/// Random numbers for kicks (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+struct Lateness {
+    random: Random,
+    steps: u64,
+}
+
+pub(super) struct Pace {
+    clock: VirtualClock,
+    started: Instant,
+    alarm: Option<Alarm>,
+    lateness: Option<Lateness>,
+    interval: Length,
+    interval_end: Goal,
+    end: Option<Goal>,
+    /// The last boundary was no place for an event: look again soon.
+    retrying: bool,
+}
+
+fn steps(position: Option<Position>) -> Steps {
+    position.unwrap_or_default().steps
+}
+
+impl Pace {
+    pub(super) fn start(options: &Options, vcpu: &impl Vcpu) -> Result<Self, RecordError> {
+        let alarm = match options.clock {
+            VirtualClock::Insn(_) => None,
+            VirtualClock::Host(_) => {
+                Some(Alarm::start(vcpu.kick_handle()).map_err(RecordError::Thread)?)
+            }
+        };
+        let lateness = match options.positions {
+            Positions::Landmark(Kicks::Random {
+                seed,
+                late_by_steps,
+            }) => Some(Lateness {
+                random: Random(seed),
+                steps: late_by_steps,
+            }),
+            _ => None,
+        };
+        let mut this = Self {
+            clock: options.clock.clone(),
+            started: Instant::now(),
+            alarm,
+            lateness,
+            interval: options.interval,
+            interval_end: Goal::Steps(Steps(0)),
+            end: None,
+            retrying: false,
+        };
+        let position = vcpu.position();
+        let now = this.now(position);
+        this.end = options
+            .stop_after
+            .map(|length| Goal::after(length, now, steps(position)));
+        Ok(this)
+    }
+
+    fn moment(&self, position: Option<Position>) -> Moment {
+        Moment {
+            steps: steps(position),
+            host: HostNanos(self.started.elapsed().as_nanos() as u64),
+        }
+    }
+
+    pub(super) fn now(&self, position: Option<Position>) -> VirtualNanos {
+        self.clock.now(self.moment(position))
+    }
+
+    pub(super) fn pause(&mut self, position: Option<Position>) {
+        let moment = self.moment(position);
+        self.clock.pause(moment);
+    }
+
+    pub(super) fn resume(&mut self, position: Option<Position>) {
+        let moment = self.moment(position);
+        self.clock.resume(moment);
+    }
+
+    pub(super) fn interval_starts(&mut self, time: VirtualNanos, position: Option<Position>) {
+        self.interval_end = Goal::after(self.interval, time, steps(position));
+    }
+
+    pub(super) fn interval_is_over(&self, now: VirtualNanos, position: Option<Position>) -> bool {
+        self.interval_end.is_reached(now, steps(position))
+    }
+
+    pub(super) fn is_over(&self, now: VirtualNanos, position: Option<Position>) -> bool {
+        self.end
+            .is_some_and(|end| end.is_reached(now, steps(position)))
+    }
+
+    /// Nothing could be logged where the vCPU stands: it is to come back soon.
+    pub(super) fn retry(&mut self) {
+        self.retrying = true;
+    }
+
+    /// The position to stop at for the next of: a device's deadline, the end of the interval, the
+    /// end of the recording. Sets the alarm for those that are a matter of host time.
+    pub(super) fn next_stop(
+        &mut self,
+        deadline: Option<VirtualNanos>,
+        position: Option<Position>,
+    ) -> Option<Position> {
+        if std::mem::take(&mut self.retrying) {
+            self.set_alarm(Some(Instant::now() + RETRY));
+            return position.map(|at| Position::at(at.steps.0 + RETRY_STEPS));
+        }
+        let goals = [Some(self.interval_end), self.end];
+        let by_steps = goals.into_iter().flatten().filter_map(|goal| match goal {
+            Goal::Steps(steps) => Some(steps),
+            Goal::Time(_) => None,
+        });
+        let limit = self.clock.run_limit(self.with_goals(deadline));
+        let by_time = match limit {
+            RunLimit::Steps(steps) => Some(steps),
+            RunLimit::Host(_) | RunLimit::Unlimited => None,
+        };
+        self.set_alarm(match limit {
+            RunLimit::Host(host) => self.started.checked_add(Duration::from_nanos(host.0)),
+            RunLimit::Steps(_) | RunLimit::Unlimited => None,
+        });
+        let stop = by_steps.chain(by_time).min()?;
+        Some(self.late(stop))
+    }
+
+    /// The earlier of a deadline and the goals that are given in time.
+    fn with_goals(&self, deadline: Option<VirtualNanos>) -> Option<VirtualNanos> {
+        let goals = [self.interval_end.time(), self.end.and_then(Goal::time)];
+        deadline.into_iter().chain(goals.into_iter().flatten()).min()
+    }
+
+    fn late(&mut self, stop: Steps) -> Position {
+        let Some(lateness) = &mut self.lateness else {
+            return Position::at(stop.0);
+        };
+        let late = lateness.random.next() % lateness.steps.saturating_add(1).max(1);
+        // Now and then inside a REP string instruction, if one is in progress there.
+        let inside = lateness.random.next();
+        Position {
+            rep_iterations: if inside & 3 == 0 { inside >> 2 & 7 } else { 0 },
+            ..Position::at(stop.0.saturating_add(late))
+        }
+    }
+
+    fn set_alarm(&self, due: Option<Instant>) {
+        if let Some(alarm) = &self.alarm {
+            alarm.set(due);
+        }
+    }
+
+    /// Lets the time pass in which a halted guest waits: until the deadline, the end of the interval
+    /// or of the recording, or until there is news.
+    pub(super) fn idle(
+        &mut self,
+        deadline: Option<VirtualNanos>,
+        position: Option<Position>,
+        control: &Control,
+    ) {
+        let moment = self.moment(position);
+        let until = match (&self.clock, deadline) {
+            // Nothing but input makes time pass, so do not run ahead of it.
+            (VirtualClock::Insn(_), None) => None,
+            _ => self.with_goals(deadline),
+        };
+        match self.clock.idle(until, moment) {
+            Idle::Jumped => {}
+            Idle::SleepUntil(host) => {
+                let now = self.moment(position).host;
+                control.wait(Some(Duration::from_nanos(host.0.saturating_sub(now.0))));
+            }
+            Idle::UntilInput => control.wait(None),
+        }
+    }
+}

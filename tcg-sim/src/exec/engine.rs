@@ -1,0 +1,742 @@
+//! The engine: a vCPU that translates.
+
+use super::cache::CodeCache;
+use super::soft::{Piece, Soft};
+use super::traps;
+use crate::jit::block::{BlockId, MemoryAccess, Site, SiteKind};
+use crate::jit::code::TRAP_SITE;
+use crate::jit::layout::Env;
+use crate::jit::mode::Mode;
+use crate::mmu::{Access, AccessType, is_canonical};
+use crate::sys::{self, Event, Fault, Vendor, vector};
+use iced_x86::{DecoderOptions, Instruction};
+use machine::cpuid::CpuidTable;
+use machine::ram::Ram;
+use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
+use machine::units::{GuestPhys, Position, Steps};
+use machine::vcpu::{Exit, Kick, VcpuError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Steps between two looks at whether the run is to be interrupted.
+const QUANTUM: u64 = 1 << 18;
+/// REP iterations between two looks.
+pub(super) const REP_QUANTUM: u64 = 1 << 16;
+/// Most instructions of a block.
+pub(super) const FULL: u8 = crate::jit::translate::MAX_INSNS as u8;
+
+/// How an engine works, beside what the guest is.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Bytes of code memory; when it is full, all translations are dropped.
+    pub code_bytes: usize,
+    /// One instruction a block, each looked up anew, every memory access checked in Rust: slow, and
+    /// an independent way to the same states.
+    pub one_instruction_blocks: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            code_bytes: 64 << 20,
+            one_instruction_blocks: false,
+        }
+    }
+}
+
+/// Counters of an engine's work, for reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounters {
+    /// Guest instructions translated.
+    pub translated: u64,
+    /// Times all translations were dropped for want of code memory.
+    pub cache_flushes: u64,
+    /// Memory accesses that took the slow path.
+    pub slow_accesses: u64,
+    /// Instructions executed in Rust.
+    pub executed_in_rust: u64,
+    /// Branch targets looked up in Rust.
+    pub branch_misses: u64,
+    /// Instructions executed one at a time.
+    pub single_steps: u64,
+}
+
+/// What waits for [`Vcpu::complete_read`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PendingRead {
+    Port(Instruction),
+    Timestamp(Instruction),
+}
+
+/// What a stay in translated code ended with.
+pub(super) enum Left {
+    /// At the boundary `cpu.rip`.
+    Boundary,
+    /// The vCPU contract has something to report.
+    Exit(Exit),
+}
+
+pub(super) struct KickFlag(AtomicBool);
+
+impl Kick for KickFlag {
+    fn kick(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A vCPU that translates x86-64 to x86-64.
+pub struct Engine {
+    /// At a boundary: `rip`, `rflags` outside OSZAPC/IF/DF, and everything but the general-purpose
+    /// registers, arithmetic flags and FPU, which live in the state block between `enter` and `leave`.
+    pub(super) cpu: CpuState,
+    pub(super) soft: Soft,
+    pub(super) mode: Mode,
+    /// Steps at which the budget in the state block is zero.
+    pub(super) deadline: u64,
+    pub(super) rep_iterations: u64,
+    pub(super) pending: Option<PendingRead>,
+    pub(super) window_requested: bool,
+    /// The next instruction must run alone: it touches memory that needs care.
+    pub(super) step_alone: bool,
+    /// A store in the bounce buffer that the finished instruction owes to memory.
+    pub(super) owed: Option<Owed>,
+    /// Set when an instruction retires; how a single step tells that from a fault.
+    pub(super) retired: bool,
+    /// The instruction that executes runs alone.
+    pub(super) alone: bool,
+    /// Most REP iterations of one call into the semantics.
+    pub(super) rep_limit: u64,
+    /// TF was set when the instruction that runs alone began.
+    pub(super) traced: bool,
+    /// What the semantics say about a single-step trap after an instruction that Rust executed.
+    pub(super) single_step: Option<bool>,
+    /// What translations of addresses depend on beside CR3.
+    pub(super) paging_bits: [u64; 3],
+    /// Data breakpoints hit by the executing instruction.
+    pub(super) watch_hits: u64,
+    pub(super) options: EngineOptions,
+    pub(super) counters: EngineCounters,
+    pub(super) kick: Arc<KickFlag>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Owed {
+    first: Piece,
+    second: Option<Piece>,
+    /// Offset of the bytes in the bounce buffer.
+    offset: usize,
+}
+
+impl Engine {
+    /// A vCPU over `ram`, in the default (not runnable) state at position 0.
+    ///
+    /// # Errors
+    /// [`VcpuError::Host`] if the host gives no code memory; [`VcpuError::Protocol`] if its CPU lacks
+    /// BMI2, which translated code needs.
+    pub fn new(
+        ram: Arc<Ram>,
+        cpuid: CpuidTable,
+        options: EngineOptions,
+    ) -> Result<Self, VcpuError> {
+        if !std::arch::is_x86_feature_detected!("bmi2") {
+            return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
+        }
+        let vendor = host_vendor();
+        let decoder_options = if vendor == Vendor::Amd {
+            DecoderOptions::AMD
+        } else {
+            DecoderOptions::NONE
+        };
+        let cache = CodeCache::new(options.code_bytes, decoder_options).map_err(|source| {
+            VcpuError::Host {
+                operation: "mapping code memory",
+                source,
+            }
+        })?;
+        let cpu = CpuState::default();
+        Ok(Self {
+            mode: Mode::of(&cpu),
+            cpu,
+            soft: Soft::new(ram, cpuid, cache, vendor),
+            deadline: 0,
+            rep_iterations: 0,
+            pending: None,
+            window_requested: false,
+            step_alone: false,
+            owed: None,
+            retired: false,
+            alone: false,
+            rep_limit: REP_QUANTUM,
+            traced: false,
+            single_step: None,
+            paging_bits: [0; 3],
+            watch_hits: 0,
+            options,
+            counters: EngineCounters::default(),
+            kick: Arc::new(KickFlag(AtomicBool::new(false))),
+        })
+    }
+
+    /// What this engine did so far.
+    pub fn counters(&self) -> EngineCounters {
+        EngineCounters {
+            translated: self.soft.cache.translated,
+            cache_flushes: self.soft.cache.flushes,
+            ..self.counters
+        }
+    }
+
+    /// Drops every translation and cached address, which the guest cannot notice (E7).
+    pub fn drop_caches(&mut self) {
+        self.soft.reset();
+    }
+
+    pub(super) fn env(&mut self) -> &mut Env {
+        self.soft.env()
+    }
+
+    pub(super) fn steps(&mut self) -> u64 {
+        let budget = self.env().core.budget;
+        self.deadline.wrapping_sub(budget as u64)
+    }
+
+    /// Hands out `budget` steps (below 2^32) from now on.
+    pub(super) fn set_budget(&mut self, budget: u64) {
+        self.deadline = self.steps().wrapping_add(budget);
+        self.env().core.budget = budget as i64;
+    }
+
+    pub(super) fn add_steps(&mut self, steps: i64) {
+        self.env().core.budget -= steps;
+    }
+
+    /// Copies registers and flags out of the state block.
+    pub(super) fn pull(&mut self) {
+        let core = &self.soft.env().core;
+        self.cpu.gpr = core.gprs();
+        let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
+        self.cpu.rflags =
+            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+    }
+
+    /// Copies registers, flags and segment bases into the state block.
+    pub(super) fn push(&mut self) {
+        let cpu = &self.cpu;
+        let core = &mut self.soft.env().core;
+        core.set_gprs(&cpu.gpr);
+        core.flags = (cpu.rflags & 0xd5) << 8 | cpu.rflags >> 11 & 1;
+        core.interrupt_flag = cpu.rflags & rflags::IF;
+        core.direction_flag = cpu.rflags & rflags::DF;
+        core.system_flags = cpu.rflags & !(rflags::OSZAPC | rflags::IF | rflags::DF | rflags::RF);
+        core.fs_base = cpu.segs[4].base;
+        core.gs_base = cpu.segs[5].base;
+    }
+
+    /// Whether instructions must run one at a time for what the guest asked for.
+    pub(super) fn stepping_needed(&self) -> bool {
+        let alignment_checked =
+            self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
+        self.options.one_instruction_blocks
+            || self.step_alone
+            || self.cpu.dr7 & 0xff != 0
+            || self.cpu.rflags & rflags::TF != 0
+            || alignment_checked
+    }
+
+    /// After anything that may have changed mode bits or the address space.
+    pub(super) fn refresh_mode(&mut self) {
+        let mode = Mode::of(&self.cpu);
+        if mode != self.mode {
+            if mode.needs_branch_flush(self.mode) {
+                self.soft.flush_branches();
+            }
+            self.mode = mode;
+        }
+    }
+
+    /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
+    pub(super) fn deliver(&mut self, event: Event) -> bool {
+        self.rep_iterations = 0;
+        let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
+        self.cpu.shadow = Shadow::None;
+        self.push();
+        self.refresh_mode();
+        alive
+    }
+
+    /// Delivers the fault of the instruction at `cpu.rip`; takes one step.
+    pub(super) fn deliver_fault(&mut self, fault: Fault) -> Left {
+        self.pull();
+        self.add_steps(1);
+        if self.deliver(Event::fault(fault)) {
+            Left::Boundary
+        } else {
+            Left::Exit(Exit::Shutdown)
+        }
+    }
+
+    /// What must be reported at this boundary before anything runs.
+    fn boundary(&mut self, until: Option<Position>) -> Result<Option<Exit>, VcpuError> {
+        if let Some(source) = self.soft.ram_error.take() {
+            return Err(VcpuError::PageLoad {
+                address: GuestPhys(0),
+                source: Box::new(source),
+            });
+        }
+        if self.cpu.activity == Activity::Shutdown {
+            return Ok(Some(Exit::Shutdown));
+        }
+        if until.is_some_and(|until| self.here() >= until) {
+            return Ok(Some(Exit::Reached));
+        }
+        if self.window_requested && self.window_open() {
+            self.window_requested = false;
+            return Ok(Some(Exit::InterruptWindow));
+        }
+        if self.cpu.activity == Activity::Halted {
+            return Ok(Some(Exit::Halt));
+        }
+        if self.kick.0.swap(false, Ordering::AcqRel) {
+            return Ok(Some(Exit::Kicked));
+        }
+        Ok(None)
+    }
+
+    pub(super) fn window_open(&mut self) -> bool {
+        self.soft.env().core.interrupt_flag != 0 && self.cpu.shadow == Shadow::None
+    }
+
+    pub(super) fn position_now(&self) -> Position {
+        let budget = self.soft.core().budget;
+        let steps = Steps(self.deadline.wrapping_sub(budget as u64));
+        Position {
+            steps,
+            rep_iterations: self.rep_iterations,
+        }
+    }
+
+    pub(super) fn here(&mut self) -> Position {
+        Position {
+            steps: Steps(self.steps()),
+            rep_iterations: self.rep_iterations,
+        }
+    }
+
+    pub(super) fn run_loop(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        loop {
+            if let Some(exit) = self.boundary(until)? {
+                return Ok(exit);
+            }
+            let here = self.steps();
+            let (left, rep_limit) = match until {
+                None => (QUANTUM, REP_QUANTUM),
+                Some(until) if until.steps.0 == here => {
+                    // Inside the REP instruction at this position.
+                    (0, until.rep_iterations - self.rep_iterations)
+                }
+                Some(until) => (until.steps.0 - here, REP_QUANTUM),
+            };
+            let left = self.advance(left, rep_limit.min(REP_QUANTUM))?;
+            if let Left::Exit(exit) = left {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
+    fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
+        if steps == 0 || self.stepping_needed() {
+            self.set_budget(steps.max(1));
+            return self.step_one(rep_limit);
+        }
+        // A shadow ends after one instruction, and what it hid must be seen then.
+        let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
+        self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
+        let (shadow, resume_flag, start) =
+            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.steps());
+        self.cpu.shadow = Shadow::None;
+        self.cpu.rflags &= !rflags::RF;
+        let left = self.run_blocks()?;
+        if self.steps() == start && matches!(left, Left::Boundary) {
+            // Nothing ran: both still hold.
+            self.cpu.shadow = shadow;
+            self.cpu.rflags |= resume_flag;
+        }
+        Ok(left)
+    }
+
+    /// Runs translated code from `cpu.rip` until the budget ends or something needs a boundary.
+    fn run_blocks(&mut self) -> Result<Left, VcpuError> {
+        let remaining = self.env().core.budget.clamp(1, i64::from(FULL)) as u8;
+        let limit = if remaining < FULL {
+            self.limit_for(remaining)
+        } else {
+            FULL
+        };
+        let mut block = match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode, limit)
+        {
+            Ok(block) => block,
+            Err(fault) => return Ok(self.deliver_fault(fault)),
+        };
+        let page_base = self.cpu.rip & !0xfff;
+        let near = self.soft.cache.block(block).near;
+        self.env().core.page_base = page_base;
+        self.env().core.resume = near;
+        loop {
+            self.soft.code_changed = false;
+            self.enter();
+            match self.handle_leave()? {
+                Next::Resume(host) => self.env().core.resume = host,
+                Next::Go(rip) => {
+                    self.cpu.rip = rip;
+                    if self.env().core.budget <= 0 || self.soft.ram_error.is_some() {
+                        return Ok(Left::Boundary);
+                    }
+                    block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
+                        Ok(block) => block,
+                        Err(fault) => return Ok(self.deliver_fault(fault)),
+                    };
+                    let near = self.soft.cache.block(block).near;
+                    self.env().core.page_base = rip & !0xfff;
+                    self.env().core.resume = near;
+                }
+                Next::Left(left) => return Ok(left),
+            }
+        }
+    }
+
+    /// A short budget runs a block of full length if it fits: only the runtime knows its length.
+    fn limit_for(&mut self, remaining: u8) -> u8 {
+        match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode, FULL)
+        {
+            Ok(id) if self.soft.cache.block(id).insns.len() <= usize::from(remaining) => FULL,
+            _ => remaining,
+        }
+    }
+
+    #[expect(unsafe_code, reason = "the one call into translated code")]
+    pub(super) fn enter(&mut self) {
+        let base = self.soft.env_base();
+        // SAFETY: `base` belongs to the current state block; `resume` was set to an entry or resume
+        // point of a block in this cache that has not been cleared since; TLB entries come from
+        // `Soft::fill`, which only maps RAM.
+        unsafe { self.soft.cache.code.enter(base) }
+    }
+
+    pub(super) fn handle_leave(&mut self) -> Result<Next, VcpuError> {
+        let number = self.env().core.site;
+        if number == TRAP_SITE {
+            return self.handle_trap();
+        }
+        let site = self.soft.cache.site(number as u32);
+        match site.kind {
+            SiteKind::Memory { access, direct } => Ok(self.handle_memory(site, access, direct)),
+            SiteKind::Execute {
+                instruction,
+                resume,
+            } => self.handle_execute(site, &instruction, resume),
+            SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
+            SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
+            SiteKind::Budget => {
+                let block = self.soft.cache.block(site.block);
+                let (total, offset) = (block.insns.len() as i64, block.key.offset);
+                self.add_steps(-total);
+                self.cpu.rip = self.env().core.page_base.wrapping_add(u64::from(offset));
+                Ok(Next::Left(Left::Boundary))
+            }
+        }
+    }
+
+    /// Goes back to the boundary before an instruction of a block.
+    pub(super) fn rewind(&mut self, site: Site) {
+        let block = self.soft.cache.block(site.block);
+        let insn = block.insns[usize::from(site.index)];
+        let unused = block.insns.len() as i64 - i64::from(site.index);
+        let counted = !block.key.mode.is_one_step();
+        if counted {
+            self.add_steps(-unused);
+        }
+        self.cpu.rip = self
+            .env()
+            .core
+            .page_base
+            .wrapping_add(u64::from(insn.offset));
+    }
+
+    fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
+        self.counters.slow_accesses += 1;
+        let va = self.env().core.t0;
+        let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
+        match self.access(va, access, one_step) {
+            Ok(Some(addend)) => {
+                self.env().core.t1 = addend;
+                Next::Resume(direct)
+            }
+            Ok(None) => {
+                self.rewind(site);
+                self.step_alone = true;
+                Next::Left(Left::Boundary)
+            }
+            Err(fault) => {
+                self.rewind(site);
+                Next::Left(self.deliver_fault(fault))
+            }
+        }
+    }
+
+    /// Prepares an access of translated code. `None`: the instruction must run alone.
+    fn access(&mut self, va: u64, access: MemoryAccess, alone: bool) -> Result<Option<u64>, Fault> {
+        let bytes = usize::from(access.bytes);
+        let kind = if access.write {
+            AccessType::Write
+        } else {
+            AccessType::Read
+        };
+        if alone {
+            self.check_alignment(va, access)?;
+        }
+        let stack_fault = |fault: Fault| match fault {
+            Fault {
+                vector: vector::GP, ..
+            } if access.stack => Fault::SS0,
+            other => other,
+        };
+        let at = Access::at_cpl(kind, self.mode.cpl());
+        let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
+        if crosses && !alone {
+            return Ok(None);
+        }
+        let soft = &mut self.soft;
+        if crosses {
+            let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
+            return Ok(Some(self.bounce(va, first, second, access)));
+        }
+        let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        if !soft.is_ram(mapping.gpa.gfn()) {
+            let piece = Piece {
+                gpa: mapping.gpa,
+                bytes,
+            };
+            return Ok(alone.then(|| self.bounce(va, piece, None, access)));
+        }
+        if access.write {
+            if !alone && soft.store_needs_boundary(mapping.gpa, bytes as u64) {
+                return Ok(None);
+            }
+            soft.before_store(mapping.gpa, bytes as u64);
+        } else if let Err(error) = soft.ram.prepare_read(mapping.gpa.gfn()) {
+            soft.ram_error.get_or_insert(error);
+        }
+        if alone {
+            self.watch(va, bytes as u64, access.write);
+        } else {
+            soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
+        }
+        Ok(Some(self.soft.addend(va, mapping.gpa)))
+    }
+
+    /// #AC, where the guest asked for it; #GP of aligned SSE accesses that the page walk would hide.
+    fn check_alignment(&self, va: u64, access: MemoryAccess) -> Result<(), Fault> {
+        if access.alignment != 0 && va & u64::from(access.alignment) != 0 && (va & 0xfff) > 0xff0 {
+            return Err(Fault::GP0);
+        }
+        let checked =
+            self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
+        let natural = u64::from(access.bytes).next_power_of_two().min(8);
+        if checked && va & (natural - 1) != 0 && access.bytes != 16 {
+            return Err(Fault::AC);
+        }
+        Ok(())
+    }
+
+    /// Stages an access in the bounce buffer; returns the addend that leads there.
+    fn bounce(
+        &mut self,
+        va: u64,
+        first: Piece,
+        second: Option<Piece>,
+        access: MemoryAccess,
+    ) -> u64 {
+        // The same alignment as the address, so that alignment faults stay what they are.
+        let offset = (va & 63) as usize;
+        let mut bytes = [0; 64];
+        let total = first.bytes + second.map_or(0, |piece| piece.bytes);
+        self.soft.read_piece(first.gpa, &mut bytes[..first.bytes]);
+        if let Some(second) = second {
+            self.soft
+                .read_piece(second.gpa, &mut bytes[first.bytes..total]);
+        }
+        self.watch(va, total as u64, access.write);
+        if access.write {
+            self.owed = Some(Owed {
+                first,
+                second,
+                offset,
+            });
+        }
+        let buffer = &mut self.env().core.bounce.0;
+        buffer[offset..offset + total].copy_from_slice(&bytes[..total]);
+        let host = buffer.as_ptr() as u64 + offset as u64;
+        host.wrapping_sub(va)
+    }
+
+    /// Writes what the finished instruction left in the bounce buffer.
+    pub(super) fn pay(&mut self) {
+        let Some(Owed {
+            first,
+            second,
+            offset,
+        }) = self.owed.take()
+        else {
+            return;
+        };
+        let bytes: Vec<u8> = self.env().core.bounce.0[offset..offset + 64].to_vec();
+        self.soft.write_piece(first.gpa, &bytes[..first.bytes]);
+        if let Some(second) = second {
+            self.soft
+                .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
+        }
+    }
+
+    /// Compares an access with the data breakpoints.
+    fn watch(&mut self, va: u64, bytes: u64, write: bool) {
+        if self.cpu.dr7 & 0xff != 0 {
+            self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
+        }
+    }
+
+    fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
+        let rip = self.env().core.page_base.wrapping_add_signed(target);
+        let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
+            return Next::Go(rip);
+        };
+        let flushes = self.soft.cache.flushes;
+        match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
+            Ok(block) => {
+                let straddles = self.soft.cache.block(block).second.is_some();
+                if flushes == self.soft.cache.flushes && !straddles && self.soft.is_published(block)
+                {
+                    self.soft.cache.link(link, block);
+                }
+                Next::Resume(self.soft.cache.block(block).near)
+            }
+            Err(_) => Next::Go(rip),
+        }
+    }
+
+    fn handle_indirect(&mut self, site: Site, undo_rsp: i32) -> Next {
+        self.counters.branch_misses += 1;
+        let rip = self.env().core.t0;
+        if !is_canonical(rip) {
+            // The branch itself faults, with nothing done.
+            let block = self.soft.cache.block(site.block);
+            let (offset, counted) = (
+                block.insns[usize::from(site.index)].offset,
+                !block.key.mode.is_one_step(),
+            );
+            let core = &mut self.soft.env().core;
+            core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
+            self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
+            self.owed = None;
+            if counted {
+                self.add_steps(-1);
+            }
+            return Next::Left(self.deliver_fault(Fault::GP0));
+        }
+        let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
+        if one_step || self.env().core.budget <= 0 {
+            return Next::Go(rip);
+        }
+        match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
+            Ok(block) => {
+                let host = self.soft.cache.block(block).host;
+                let published = self.soft.is_published(block);
+                let class = self.mode.class() as usize;
+                if published {
+                    let index = crate::jit::layout::ibtc_index(rip);
+                    let table = &mut self.env().ibtc[class];
+                    table.tag[index] = rip.wrapping_neg();
+                    table.host[index] = host;
+                }
+                Next::Resume(host)
+            }
+            Err(_) => Next::Go(rip),
+        }
+    }
+
+    /// An instruction that the host trapped for the guest.
+    fn handle_trap(&mut self) -> Result<Next, VcpuError> {
+        let trap = traps::last();
+        let found = self.soft.cache.block_at(trap.pc).and_then(|block| {
+            let index = self.soft.cache.block(block).insn_at(trap.pc)?;
+            Some(Site {
+                block,
+                index: index as u16,
+                kind: SiteKind::Budget,
+            })
+        });
+        let Some(site) = found else {
+            return Err(self.limit(format!("host trap {} outside any translation", trap.vector)));
+        };
+        let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
+        self.rewind(site);
+        self.owed = None;
+        let fault = match trap.vector as u8 {
+            vector::DE => Fault::plain(vector::DE),
+            vector::MF => Fault::plain(vector::MF),
+            vector::XM if self.cpu.cr4 & machine::state::cr4::OSXMMEXCPT == 0 => Fault::UD,
+            vector::XM => Fault::plain(vector::XM),
+            vector::UD => Fault::UD,
+            vector::GP if one_step => Fault::GP0,
+            vector::GP | vector::SS => {
+                // Alone, the address is looked at before the instruction runs.
+                self.step_alone = true;
+                return Ok(Next::Left(Left::Boundary));
+            }
+            other => return Err(self.limit(format!("unexpected host trap {other}"))),
+        };
+        Ok(Next::Left(self.deliver_fault(fault)))
+    }
+
+    pub(super) fn limit(&mut self, what: String) -> VcpuError {
+        let rip = self.cpu.rip;
+        let bytes = self.soft.peek_code(&self.cpu.clone(), rip);
+        VcpuError::Limit {
+            what,
+            rip,
+            bytes,
+            position: self.here(),
+        }
+    }
+}
+
+/// How a stay goes on.
+pub(super) enum Next {
+    /// Enter again at a host address.
+    Resume(u64),
+    /// Look up the block at a guest address.
+    Go(u64),
+    /// Stop.
+    Left(Left),
+}
+
+impl Soft {
+    /// Whether a block stays findable (code outside RAM does not).
+    fn is_published(&self, block: BlockId) -> bool {
+        self.is_ram(self.cache.block(block).key.gfn)
+    }
+}
+
+fn host_vendor() -> Vendor {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    // "GenuineIntel" and the designs derived from it; all others follow AMD.
+    if leaf.ebx == 0x756e_6547 {
+        Vendor::Intel
+    } else {
+        Vendor::Amd
+    }
+}

@@ -1,0 +1,559 @@
+//! The engine's side of memory: RAM, software TLBs, translations and the walker, kept coherent.
+//!
+//! Coherence is stronger than hardware's: a change of a page table or of code, by whatever way, is
+//! seen by the next instruction. So nothing that is cached here can be observed (E7), and INVLPG and
+//! CR3 writes need to drop nothing.
+
+use super::cache::{CodeCache, GuestCode};
+use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use crate::jit::block::{BlockId, BlockKey};
+use crate::jit::layout::{Env, EnvBox, tlb_index};
+use crate::jit::mode::Mode;
+use crate::jit::translate::NoTranslation;
+use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
+use crate::sys::{Fault, Vendor};
+use machine::cpuid::CpuidTable;
+use machine::ram::{Ram, RamError};
+use machine::state::CpuState;
+use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
+use std::sync::Arc;
+
+/// Address spaces whose TLBs are kept.
+const SPACES: usize = 8;
+/// Entries of the fetch cache of one address space.
+const FETCHES: usize = 256;
+
+/// Tables of one address space.
+struct Space {
+    cr3: u64,
+    env: EnvBox,
+    /// Linear page (plus one) and user bit to frame, for instruction fetches.
+    fetches: Box<[(u64, Gfn); FETCHES]>,
+    used: u64,
+}
+
+/// See the module.
+pub(crate) struct Soft {
+    pub(crate) ram: Arc<Ram>,
+    pub(crate) cpuid: CpuidTable,
+    pub(crate) cache: CodeCache,
+    /// Whose rules the host follows where vendors differ.
+    pub(crate) vendor: Vendor,
+    pub(crate) frames: Frames,
+    spaces: Vec<Space>,
+    current: usize,
+    uses: u64,
+    host_base: u64,
+    /// Translations or fetch mappings changed: the executing block may be stale.
+    pub(crate) code_changed: bool,
+    /// The host could not provide a page; the run ends with it.
+    pub(crate) ram_error: Option<RamError>,
+    /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
+    pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+}
+
+/// One page's part of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) gpa: GuestPhys,
+    pub(crate) bytes: usize,
+}
+
+impl Soft {
+    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, vendor: Vendor) -> Self {
+        let (frames, host_base) = (Frames::new(ram.frames()), ram.host_base() as u64);
+        Self {
+            ram,
+            cpuid,
+            cache,
+            vendor,
+            frames,
+            spaces: vec![Space::new(0)],
+            current: 0,
+            uses: 0,
+            host_base,
+            code_changed: false,
+            ram_error: None,
+            watched: None,
+        }
+    }
+
+    pub(crate) fn env(&mut self) -> &mut Env {
+        self.spaces[self.current].env.get_mut()
+    }
+
+    pub(crate) fn core(&self) -> &crate::jit::layout::Core {
+        &self.spaces[self.current].env.get().core
+    }
+
+    pub(crate) fn env_base(&self) -> *mut u8 {
+        self.spaces[self.current].env.base()
+    }
+
+    /// Makes the tables of `cr3` current, with the registers of the old ones.
+    pub(crate) fn switch_space(&mut self, cr3: u64) {
+        self.uses += 1;
+        if self.spaces[self.current].cr3 == cr3 {
+            return;
+        }
+        let core = self.env().core.clone();
+        let found = self.spaces.iter().position(|space| space.cr3 == cr3);
+        let next = found.unwrap_or_else(|| self.replace_space(cr3));
+        self.current = next;
+        self.spaces[next].used = self.uses;
+        let env = self.env();
+        let slots = env.core.slots;
+        env.core = core;
+        env.core.slots = slots;
+    }
+
+    fn replace_space(&mut self, cr3: u64) -> usize {
+        if self.spaces.len() < SPACES {
+            self.spaces.push(Space::new(cr3));
+            return self.spaces.len() - 1;
+        }
+        let oldest = (0..SPACES)
+            .filter(|index| *index != self.current)
+            .min_by_key(|index| self.spaces[*index].used)
+            .expect("there are several spaces");
+        self.spaces[oldest].flush();
+        self.spaces[oldest].cr3 = cr3;
+        oldest
+    }
+
+    /// Forgets all cached translations of addresses, in every address space.
+    pub(crate) fn flush_all(&mut self) {
+        self.spaces.iter_mut().for_each(Space::flush);
+        self.code_changed = true;
+    }
+
+    /// Forgets all branch targets and fetches, in every address space.
+    pub(crate) fn flush_branches(&mut self) {
+        for space in &mut self.spaces {
+            space.env.get_mut().flush_branches();
+            space.fetches.fill(NO_FETCH);
+        }
+        self.code_changed = true;
+    }
+
+    /// Makes the first write to each page come through the slow path again.
+    pub(crate) fn flush_write_tags(&mut self) {
+        for space in &mut self.spaces {
+            space.env.get_mut().flush_write_tags();
+        }
+    }
+
+    /// Forgets everything derived from RAM or paging state.
+    pub(crate) fn reset(&mut self) {
+        self.flush_all();
+        self.cache.clear();
+        self.frames.clear();
+    }
+
+    fn revoke(&mut self, writers: Writers) {
+        match writers {
+            Writers::None => {}
+            Writers::Page(page) => {
+                for space in &mut self.spaces {
+                    space.env.get_mut().flush_page(page);
+                }
+            }
+            Writers::Any => self.flush_write_tags(),
+        }
+    }
+
+    /// Whether the frame is RAM.
+    pub(crate) fn is_ram(&self, gfn: Gfn) -> bool {
+        gfn.0 < self.ram.frames()
+    }
+
+    /// Walks the tables for an access and keeps watch over them.
+    ///
+    /// # Errors
+    /// The fault of the access; #GP for a non-canonical address.
+    pub(crate) fn translate(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        access: Access,
+    ) -> Result<Mapping, Fault> {
+        if !is_canonical(va) {
+            return Err(Fault::GP0);
+        }
+        let paging = Paging::of(cpu);
+        let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
+        for (index, gfn) in mapping.frames[..usize::from(mapping.levels)]
+            .iter()
+            .enumerate()
+        {
+            let writers = self.frames.mark_table(*gfn, 4 - index as u8, va);
+            self.revoke(writers);
+        }
+        Ok(mapping)
+    }
+
+    /// Does what must precede a store to RAM: translations and page-table caches that depend on the
+    /// old bytes go, the page is loaded and marked dirty.
+    pub(crate) fn before_store(&mut self, gpa: GuestPhys, bytes: u64) {
+        let gfn = gpa.gfn();
+        let flags = self.frames.flags(gfn);
+        if flags & CODE != 0
+            && self
+                .cache
+                .invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
+        {
+            self.flush_branches();
+        }
+        if flags & TABLE != 0 {
+            self.before_table_store(gpa, bytes);
+        }
+        if let Err(error) = self.ram.prepare_write(gfn) {
+            self.ram_error.get_or_insert(error);
+        }
+    }
+
+    /// RAM changed behind the vCPU's back (one page's part): what depends on it goes.
+    pub(crate) fn ram_changed(&mut self, gpa: GuestPhys, bytes: u64) {
+        let gfn = gpa.gfn();
+        if self.frames.flags(gfn) & CODE != 0
+            && self
+                .cache
+                .invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
+        {
+            self.flush_branches();
+        }
+        if self.frames.flags(gfn) & TABLE != 0 {
+            // The old entries are gone.
+            self.flush_all();
+        }
+    }
+
+    fn before_table_store(&mut self, gpa: GuestPhys, bytes: u64) {
+        let gfn = gpa.gfn();
+        let idles = self.frames.table_idles(gfn);
+        for address in (gpa.0 & !7..gpa.0 + bytes).step_by(8) {
+            let old = self.read_u64(GuestPhys(address));
+            if old & 1 == 0 {
+                continue;
+            }
+            match self.frames.table_store(gfn, address % PAGE_BYTES / 8) {
+                Dependents::Page(va) => self.forget_page(va, old >> 63 == 0),
+                Dependents::All => self.flush_all(),
+            }
+        }
+        if idles {
+            self.flush_all();
+        }
+    }
+
+    /// `va` as a table's level gives it: bits 48 and up may need sign extension.
+    fn forget_page(&mut self, va: u64, executable: bool) {
+        let va = ((va << 16) as i64 >> 16) as u64;
+        for space in &mut self.spaces {
+            space.env.get_mut().flush_page(va);
+        }
+        if executable {
+            self.flush_branches();
+        }
+    }
+
+    /// Whether a store would make the block that executes stale.
+    pub(crate) fn store_needs_boundary(&mut self, gpa: GuestPhys, bytes: u64) -> bool {
+        let gfn = gpa.gfn();
+        let flags = self.frames.flags(gfn);
+        flags & TABLE != 0
+            || flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes)
+    }
+
+    /// Caches a translation that the access was granted by.
+    pub(crate) fn fill(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        mapping: &Mapping,
+        mode: Mode,
+        wrote: bool,
+    ) {
+        let gfn = mapping.gpa.gfn();
+        let page = va & !(PAGE_BYTES - 1);
+        let addend = self.host_base.wrapping_add(gfn.base().0).wrapping_sub(page);
+        let write = Access::at_cpl(AccessType::Write, mode.cpl());
+        let writable = self.frames.flags(gfn) == 0
+            && mapping.dirty
+            && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        let env = self.env();
+        let rsp = env.core.rsp;
+        let tlb = &mut env.tlb[mode.class() as usize];
+        let index = tlb_index(page);
+        if tlb.read_tag[index] != page.wrapping_neg() {
+            tlb.write_tag[index] = crate::jit::layout::invalid_tag(index);
+        }
+        tlb.read_tag[index] = page.wrapping_neg();
+        tlb.addend[index] = addend;
+        if writable {
+            tlb.write_tag[index] = page.wrapping_neg();
+            if rsp.wrapping_sub(page) < PAGE_BYTES || rsp.wrapping_sub(page + 8) < PAGE_BYTES {
+                let slot = &mut env.core.slots[mode.class() as usize];
+                (slot.tag, slot.addend) = (page.wrapping_neg(), addend);
+            }
+            self.frames.note_write_tag(gfn, page);
+        }
+    }
+
+    /// Host address minus linear address of a byte of RAM.
+    pub(crate) fn addend(&self, va: u64, gpa: GuestPhys) -> u64 {
+        self.host_base.wrapping_add(gpa.0).wrapping_sub(va)
+    }
+
+    /// The frame that instructions at `rip` are fetched from.
+    ///
+    /// # Errors
+    /// The fault of the fetch.
+    pub(crate) fn fetch(&mut self, cpu: &CpuState, rip: u64) -> Result<Gfn, Fault> {
+        let tag = (rip & !(PAGE_BYTES - 1)) | 1 | u64::from(cpu.cpl() == 3) << 1;
+        let slot = (rip >> 12) as usize % FETCHES;
+        let (known, gfn) = self.spaces[self.current].fetches[slot];
+        if known == tag {
+            return Ok(gfn);
+        }
+        let mapping = self.translate(cpu, rip, Access::at_cpl(AccessType::Fetch, cpu.cpl()))?;
+        let gfn = mapping.gpa.gfn();
+        self.spaces[self.current].fetches[slot] = (tag, gfn);
+        Ok(gfn)
+    }
+
+    /// The block for an address, translated if need be.
+    ///
+    /// # Errors
+    /// The fault of fetching it.
+    pub(crate) fn block_for(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        mode: Mode,
+        limit: u8,
+    ) -> Result<BlockId, Fault> {
+        if !is_canonical(rip) {
+            return Err(Fault::GP0);
+        }
+        let gfn = self.fetch(cpu, rip)?;
+        let key = BlockKey {
+            gfn,
+            offset: (rip % PAGE_BYTES) as u16,
+            mode,
+            limit,
+        };
+        match self.cache.find(&key) {
+            Some(id) if self.cache.block(id).second.is_none() => Ok(id),
+            Some(id) => self.check_second(cpu, rip, key, id),
+            None => self.make_block(cpu, rip, key),
+        }
+    }
+
+    /// A block whose instruction straddles pages is valid while the second page is the same.
+    fn check_second(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        key: BlockKey,
+        id: BlockId,
+    ) -> Result<BlockId, Fault> {
+        let next = next_page(rip);
+        if !is_canonical(next) {
+            return Err(Fault::GP0);
+        }
+        let second = self.fetch(cpu, next)?;
+        if self.cache.block(id).second == Some(second) {
+            return Ok(id);
+        }
+        self.cache
+            .invalidate(key.gfn, u64::from(key.offset), 1, &mut self.frames);
+        self.flush_branches();
+        self.make_block(cpu, rip, key)
+    }
+
+    fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
+        if !self.cache.has_room() {
+            self.cache.clear();
+            self.frames.clear_code();
+            self.flush_branches();
+        }
+        let page = self.code_page(key.gfn);
+        let first = &page[usize::from(key.offset)..];
+        let guest = GuestCode {
+            bytes: first,
+            second: None,
+            in_ram: self.is_ram(key.gfn),
+        };
+        match self.cache.translate(key, &guest, &mut self.frames) {
+            Ok((id, writers)) => {
+                writers.into_iter().for_each(|w| self.revoke(w));
+                Ok(id)
+            }
+            Err(NoTranslation::TooLong) => Err(Fault::GP0),
+            Err(NoTranslation::NeedsNextPage) => self.make_straddling(cpu, rip, key, first),
+        }
+    }
+
+    fn make_straddling(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        key: BlockKey,
+        first: &[u8],
+    ) -> Result<BlockId, Fault> {
+        let next = next_page(rip);
+        if !is_canonical(next) {
+            return Err(Fault::GP0);
+        }
+        let second = self.fetch(cpu, next)?;
+        let mut bytes = first.to_vec();
+        bytes.extend(&self.code_page(second)[..15]);
+        let in_ram = self.is_ram(key.gfn) && self.is_ram(second);
+        let guest = GuestCode {
+            bytes: &bytes,
+            second: in_ram.then_some(second),
+            in_ram,
+        };
+        let (id, writers) = self
+            .cache
+            .translate(key, &guest, &mut self.frames)
+            .map_err(|_| Fault::GP0)?;
+        writers.into_iter().for_each(|w| self.revoke(w));
+        Ok(id)
+    }
+
+    /// A copy of a frame's bytes; what is not RAM reads as ones.
+    fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
+        if !self.is_ram(gfn) {
+            return Box::new([0xff; PAGE_BYTES as usize]);
+        }
+        if let Err(error) = self.ram.prepare_read(gfn) {
+            self.ram_error.get_or_insert(error);
+        }
+        Box::new(self.ram.page(gfn))
+    }
+
+    /// Up to 15 bytes at `rip` for a message.
+    pub(crate) fn peek_code(&mut self, cpu: &CpuState, rip: u64) -> Vec<u8> {
+        let Ok(gfn) = self.fetch(cpu, rip) else {
+            return Vec::new();
+        };
+        let page = self.code_page(gfn);
+        page[(rip % PAGE_BYTES) as usize..]
+            .iter()
+            .take(15)
+            .copied()
+            .collect()
+    }
+
+    /// Reads one page's part of an access; what is not RAM reads as ones.
+    pub(crate) fn read_piece(&mut self, gpa: GuestPhys, into: &mut [u8]) {
+        if !self.ram.contains(gpa, into.len() as u64) {
+            into.fill(0xff);
+        } else if let Err(error) = self.ram.read(gpa, into) {
+            self.ram_error.get_or_insert(error);
+            into.fill(0);
+        }
+    }
+
+    /// Writes one page's part of an access; what is not RAM swallows it.
+    pub(crate) fn write_piece(&mut self, gpa: GuestPhys, from: &[u8]) {
+        if !self.ram.contains(gpa, from.len() as u64) {
+            return;
+        }
+        self.before_store(gpa, from.len() as u64);
+        if let Err(error) = self.ram.write(gpa, from) {
+            self.ram_error.get_or_insert(error);
+        }
+    }
+
+    /// Translates an access that may cross a page boundary. The lower page faults first.
+    ///
+    /// # Errors
+    /// The fault of the access; the caller turns #GP into #SS for stack accesses.
+    pub(crate) fn pieces(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: usize,
+        access: Access,
+    ) -> Result<(Piece, Option<Piece>), Fault> {
+        let last = va.wrapping_add(bytes as u64 - 1);
+        if !is_canonical(va) || !is_canonical(last) {
+            return Err(Fault::GP0);
+        }
+        let first = self.translate(cpu, va, access)?;
+        let room = (PAGE_BYTES - va % PAGE_BYTES) as usize;
+        if bytes <= room {
+            return Ok((
+                Piece {
+                    gpa: first.gpa,
+                    bytes,
+                },
+                None,
+            ));
+        }
+        let second = self.translate(cpu, last & !(PAGE_BYTES - 1), access)?;
+        Ok((
+            Piece {
+                gpa: first.gpa,
+                bytes: room,
+            },
+            Some(Piece {
+                gpa: second.gpa,
+                bytes: bytes - room,
+            }),
+        ))
+    }
+}
+
+const NO_FETCH: (u64, Gfn) = (0, Gfn(0));
+
+impl Space {
+    fn new(cr3: u64) -> Self {
+        Self {
+            cr3,
+            env: EnvBox::new(),
+            fetches: Box::new([NO_FETCH; FETCHES]),
+            used: 0,
+        }
+    }
+
+    fn flush(&mut self) {
+        let env = self.env.get_mut();
+        env.flush_tlb();
+        env.flush_branches();
+        self.fetches.fill(NO_FETCH);
+    }
+}
+
+fn next_page(rip: u64) -> u64 {
+    (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES)
+}
+
+impl PhysMem for Soft {
+    fn read_u64(&mut self, address: GuestPhys) -> u64 {
+        let mut bytes = [0; 8];
+        self.read_piece(address, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn update_u64(&mut self, address: GuestPhys, value: u64) {
+        if !self.ram.contains(address, 8) {
+            return;
+        }
+        // Accessed and dirty bits make no cached translation stale, but code might lie here.
+        let gfn = address.gfn();
+        if self.frames.flags(gfn) & CODE != 0
+            && self
+                .cache
+                .invalidate(gfn, address.0 % PAGE_BYTES, 8, &mut self.frames)
+        {
+            self.flush_branches();
+        }
+        if let Err(error) = self.ram.write(address, &value.to_le_bytes()) {
+            self.ram_error.get_or_insert(error);
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Instructions that Rust executes, and instructions that run alone.
+
+use super::engine::{Engine, Left, Next, PendingRead};
+use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
+use super::operand::memory_operand;
+use crate::jit::block::Site;
+use crate::jit::translate::is_undefined;
+use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
+use iced_x86::{Instruction, Mnemonic};
+use machine::state::{CpuState, Shadow, cr0, cr4, efer, rflags};
+use machine::units::Port;
+use machine::vcpu::{Exit, VcpuError};
+
+/// What translations of addresses depend on beside CR3.
+pub(super) fn paging_bits(cpu: &CpuState) -> [u64; 3] {
+    [
+        cpu.cr0 & (cr0::PG | cr0::PE | cr0::WP),
+        cpu.cr4 & (cr4::PAE | cr4::PSE | cr4::PGE | cr4::SMEP | cr4::SMAP | cr4::LA57),
+        cpu.msrs.efer & (efer::NXE | efer::LMA),
+    ]
+}
+
+impl Engine {
+    pub(super) fn handle_execute(
+        &mut self,
+        site: Site,
+        instruction: &Instruction,
+        resume: u64,
+    ) -> Result<Next, VcpuError> {
+        self.counters.executed_in_rust += 1;
+        self.rewind(site);
+        self.pull();
+        let block = self.soft.cache.block(site.block);
+        let unused = block.insns.len() as i64 - i64::from(site.index);
+        let alone = block.key.mode.is_one_step();
+        let instruction = self.at_its_address(instruction);
+        let outcome = match self.execute(&instruction) {
+            Ok(outcome) => outcome,
+            Err(fault) => {
+                self.push();
+                return Ok(Next::Left(self.deliver_fault(fault)));
+            }
+        };
+        if outcome == Outcome::Next && !alone && self.may_resume(site) {
+            self.rep_iterations = 0;
+            self.push();
+            self.add_steps(unused);
+            return Ok(Next::Resume(resume));
+        }
+        self.single_step = Some(sys::debug::single_steps(
+            &instruction,
+            self.traced,
+            &self.cpu,
+        ));
+        self.finish(&instruction, outcome)
+    }
+
+    /// The instruction was decoded at its page offset.
+    fn at_its_address(&self, instruction: &Instruction) -> Instruction {
+        let mut moved = *instruction;
+        let page = self.cpu.rip & !0xfff;
+        moved.set_ip(self.cpu.rip);
+        if moved.is_ip_rel_memory_operand() {
+            let displacement = moved.memory_displacement64().wrapping_add(page);
+            let narrow = moved.memory_base() == iced_x86::Register::EIP;
+            moved.set_memory_displacement64(if narrow {
+                displacement & 0xffff_ffff
+            } else {
+                displacement
+            });
+        }
+        moved
+    }
+
+    fn may_resume(&mut self, site: Site) -> bool {
+        let block = self.soft.cache.block(site.block);
+        let fresh = block.valid && !self.soft.code_changed && self.soft.ram_error.is_none();
+        let window = self.window_requested && self.cpu.rflags & rflags::IF != 0;
+        fresh && !window && self.cpu.shadow == Shadow::None && !self.stepping_needed()
+    }
+
+    fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
+        if is_undefined(instruction) {
+            return Err(Fault::UD);
+        }
+        let class = sys::fpu::classify(instruction);
+        if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
+            return Err(fault);
+        }
+        if let Some(result) = self.execute_fpu(instruction) {
+            result?;
+            self.cpu.rip = instruction.next_ip();
+            self.cpu.rflags &= !rflags::RF;
+            return Ok(Outcome::Next);
+        }
+        let limit = self.rep_limit;
+        sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
+    }
+
+    /// Accounts for what an instruction did and decides how the run goes on.
+    fn finish(&mut self, instruction: &Instruction, outcome: Outcome) -> Result<Next, VcpuError> {
+        match outcome {
+            Outcome::RepPartial { done } => self.rep_iterations += done,
+            Outcome::PortRead { port, size } => {
+                self.pending = Some(PendingRead::Port(*instruction));
+                return Ok(exit(Exit::PortRead {
+                    port: Port(port),
+                    size,
+                }));
+            }
+            Outcome::TimestampRead => {
+                self.pending = Some(PendingRead::Timestamp(*instruction));
+                return Ok(exit(Exit::TimestampRead));
+            }
+            Outcome::Limit(what) => return Err(self.limit(what.into())),
+            Outcome::PortWrite { retired: false, .. } => self.rep_iterations += 1,
+            _ => self.retire(),
+        }
+        if let Outcome::AddressSpace { .. } = outcome {
+            self.soft.switch_space(self.cpu.cr3);
+        }
+        self.push();
+        if matches!(outcome, Outcome::Mode | Outcome::AddressSpace { .. }) {
+            self.mode_changed();
+        }
+        if let Outcome::PortWrite {
+            port,
+            size,
+            value,
+            retired,
+        } = outcome
+        {
+            if self.alone {
+                self.watch_hits |= sys::debug::port_hits(&self.cpu, port, size);
+                self.collect_watched();
+                // The handler is entered before the write is reported; neither sees the other.
+                self.debug_trap(!retired);
+            }
+            return Ok(exit(Exit::PortWrite {
+                port: Port(port),
+                size,
+                value,
+            }));
+        }
+        let quiet = matches!(outcome, Outcome::Mode | Outcome::AddressSpace { .. })
+            && self.cpu.shadow == Shadow::None
+            && !self.stepping_needed()
+            && !self.alone
+            && !self.window_requested
+            && self.cpu.rflags & rflags::RF == 0;
+        Ok(if quiet {
+            Next::Go(self.cpu.rip)
+        } else {
+            Next::Left(Left::Boundary)
+        })
+    }
+
+    fn retire(&mut self) {
+        self.add_steps(1);
+        self.rep_iterations = 0;
+        self.retired = true;
+    }
+
+    /// After control registers, EFER, CPL or RFLAGS changed.
+    pub(super) fn mode_changed(&mut self) {
+        let bits = paging_bits(&self.cpu);
+        if bits != self.paging_bits {
+            self.paging_bits = bits;
+            self.soft.flush_all();
+        }
+        self.refresh_mode();
+    }
+
+    /// Runs the instruction at `cpu.rip` alone: everything about it is looked at.
+    pub(super) fn step_one(&mut self, rep_limit: u64) -> Result<Left, VcpuError> {
+        self.counters.single_steps += 1;
+        self.step_alone = false;
+        self.traced = self.cpu.rflags & rflags::TF != 0;
+        if let Some(fault) = sys::debug::instruction_breakpoint(&self.cpu, self.soft.vendor) {
+            return Ok(self.deliver_fault(fault));
+        }
+        self.cpu.shadow = Shadow::None;
+        self.cpu.rflags &= !rflags::RF;
+        let armed = self.cpu.dr7 & 0xff != 0;
+        (self.watch_hits, self.retired, self.single_step) = (0, false, None);
+        self.soft.watched = armed.then(Vec::new);
+        self.rep_limit = if self.traced || armed {
+            1
+        } else {
+            rep_limit.max(1)
+        };
+        (self.alone, self.owed) = (true, None);
+        let iterations = self.rep_iterations;
+        let left = self.run_alone();
+        (self.alone, self.rep_limit) = (false, super::engine::REP_QUANTUM);
+        self.collect_watched();
+        let left = left?;
+        let iterated = self.rep_iterations > iterations;
+        if matches!(left, Left::Boundary) && (self.retired || iterated) {
+            return Ok(self.debug_trap(iterated));
+        }
+        Ok(left)
+    }
+
+    fn run_alone(&mut self) -> Result<Left, VcpuError> {
+        let block = match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode.one_step(), 1)
+        {
+            Ok(block) => block,
+            Err(fault) => return Ok(self.deliver_fault(fault)),
+        };
+        let page_base = self.cpu.rip & !0xfff;
+        let near = self.soft.cache.block(block).near;
+        self.env().core.page_base = page_base;
+        self.env().core.resume = near;
+        loop {
+            self.enter();
+            match self.handle_leave()? {
+                Next::Resume(host) => self.env().core.resume = host,
+                Next::Go(rip) => {
+                    self.pay();
+                    self.cpu.rip = rip;
+                    if !self.retired {
+                        self.retire();
+                    }
+                    return Ok(Left::Boundary);
+                }
+                Next::Left(left) => return Ok(left),
+            }
+        }
+    }
+
+    pub(super) fn collect_watched(&mut self) {
+        for (va, bytes, write) in self.soft.watched.take().unwrap_or_default() {
+            self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
+        }
+    }
+
+    /// Delivers #DB after an instruction (or an iteration) if TF or a data breakpoint asks for it.
+    /// It belongs to the step of the instruction, so that no position lies between the two.
+    pub(super) fn debug_trap(&mut self, mid_rep: bool) -> Left {
+        let single_step = self.single_step.take().unwrap_or(self.traced);
+        let Some(event) = sys::debug::trap(&self.cpu, self.watch_hits, single_step, mid_rep) else {
+            return Left::Boundary;
+        };
+        self.pull();
+        if mid_rep {
+            self.add_steps(1);
+        }
+        if self.deliver(event) {
+            Left::Boundary
+        } else {
+            Left::Exit(Exit::Shutdown)
+        }
+    }
+
+    /// x87 and SSE state in memory. `None`: not such an instruction.
+    fn execute_fpu(&mut self, instruction: &Instruction) -> Option<Result<(), Fault>> {
+        use Mnemonic as M;
+        let short =
+            instruction.memory_size().size() == 14 || instruction.memory_size().size() == 94;
+        Some(match instruction.mnemonic() {
+            M::Fnstenv | M::Fstenv => self.fpu_image(instruction, Image::StoreEnvironment, short),
+            M::Fldenv => self.fpu_image(instruction, Image::LoadEnvironment, short),
+            M::Fnsave | M::Fsave => self.fpu_image(instruction, Image::Save, short),
+            M::Frstor => self.fpu_image(instruction, Image::Restore, short),
+            M::Fninit | M::Finit => {
+                fpu::initialise(&mut self.env().core);
+                Ok(())
+            }
+            M::Fxsave => self.fxsave(instruction, false),
+            M::Fxsave64 => self.fxsave(instruction, true),
+            M::Fxrstor => self.fxrstor(instruction, false),
+            M::Fxrstor64 => self.fxrstor(instruction, true),
+            _ => return None,
+        })
+    }
+
+    fn fpu_image(
+        &mut self,
+        instruction: &Instruction,
+        operation: Image,
+        short: bool,
+    ) -> Result<(), Fault> {
+        if !operation.stores() && fpu::exception_waits() {
+            return Err(Fault::plain(vector::MF));
+        }
+        let va = memory_operand(instruction, &self.cpu, operation.bytes(short) as u64)?;
+        let mut buffer = [0; IMAGE_BYTES];
+        let bytes = operation.bytes(short);
+        if operation.stores() {
+            self.soft
+                .prepare_write(&self.cpu, va, bytes, AccessKind::Data)?;
+        } else {
+            self.soft
+                .read(&self.cpu, va, &mut buffer[..bytes], AccessKind::Data)?;
+        }
+        fpu::run_image(operation, short, &mut buffer, &mut self.soft.env().core);
+        if operation.stores() {
+            self.soft
+                .write(&self.cpu, va, &buffer[..bytes], AccessKind::Data)?;
+        }
+        Ok(())
+    }
+
+    /// Address of a 512-byte image: 16-byte aligned, or #GP.
+    fn fx_operand(&self, instruction: &Instruction) -> Result<u64, Fault> {
+        let va = memory_operand(instruction, &self.cpu, 512)?;
+        if va % 16 == 0 {
+            Ok(va)
+        } else {
+            Err(Fault::GP0)
+        }
+    }
+
+    fn fxsave(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
+        let va = self.fx_operand(instruction)?;
+        self.soft
+            .prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
+        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.vendor == Vendor::Amd);
+        self.soft
+            .write(&self.cpu, va, &image[..FXSAVE_WRITTEN], AccessKind::Data)
+    }
+
+    fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
+        let va = self.fx_operand(instruction)?;
+        let mut image = [0; 512];
+        self.soft
+            .read(&self.cpu, va, &mut image, AccessKind::Data)?;
+        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        if !fpu::load_fxsave_image(
+            &mut self.cpu.fpu,
+            &image,
+            wide,
+            self.soft.vendor == Vendor::Amd,
+        ) {
+            return Err(Fault::GP0);
+        }
+        fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
+        Ok(())
+    }
+}
+
+fn exit(exit: Exit) -> Next {
+    Next::Left(Left::Exit(exit))
+}

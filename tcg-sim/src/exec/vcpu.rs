@@ -1,0 +1,136 @@
+//! The engine behind the vCPU contract.
+
+use super::engine::{Engine, PendingRead};
+use super::step::paging_bits;
+use super::{fpu, traps};
+use crate::sys::{self, Event, EventKind, Fault, Outcome};
+use machine::state::{Activity, CpuState, Shadow};
+use machine::units::{GuestPhys, PAGE_BYTES, Position, Vector};
+use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use std::sync::Arc;
+
+const WAITS: VcpuError = VcpuError::Protocol("a read waits for its value");
+
+impl Vcpu for Engine {
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        if self.pending.is_some() {
+            return Err(WAITS);
+        }
+        let (start, end) = self.soft.cache.code.range();
+        let gate = self.soft.cache.code.gates().trap;
+        let routed = traps::route(start, end, gate).map_err(|source| VcpuError::Host {
+            operation: "installing trap handlers",
+            source,
+        })?;
+        fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
+        let result = self.run_loop(until);
+        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        fpu::leave();
+        drop(routed);
+        let resume_flag = self.cpu.rflags & machine::state::rflags::RF;
+        self.pull();
+        self.cpu.rflags |= resume_flag;
+        result
+    }
+
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
+        let outcome = match self.pending.take() {
+            None => return Err(VcpuError::Protocol("no read waits")),
+            Some(PendingRead::Timestamp(instruction)) => Ok(sys::finish_timestamp(
+                &instruction,
+                &mut self.cpu,
+                &mut self.soft,
+                value,
+            )),
+            Some(PendingRead::Port(instruction)) => {
+                sys::finish_port_read(&instruction, &mut self.cpu, &mut self.soft, value as u32)
+            }
+        };
+        match outcome {
+            Ok(Outcome::RepPartial { done }) => self.rep_iterations += done,
+            Ok(_) => {
+                self.add_steps(1);
+                self.rep_iterations = 0;
+            }
+            Err(fault) => {
+                self.add_steps(1);
+                self.deliver(Event::fault(fault));
+            }
+        }
+        self.push();
+        self.mode_changed();
+        Ok(())
+    }
+
+    fn position(&self) -> Option<Position> {
+        Some(self.position_now())
+    }
+
+    fn interrupt_window_open(&self) -> bool {
+        self.pending.is_none()
+            && self.cpu.rflags & machine::state::rflags::IF != 0
+            && self.cpu.shadow == Shadow::None
+            && self.cpu.activity != Activity::Shutdown
+    }
+
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        self.window_requested = wanted;
+    }
+
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
+        if !self.interrupt_window_open() {
+            return Err(VcpuError::Protocol("the interrupt window is not open"));
+        }
+        let kind = EventKind::External {
+            mid_rep: self.rep_iterations != 0,
+        };
+        self.cpu.activity = Activity::Running;
+        self.add_steps(1);
+        self.deliver(Event {
+            kind,
+            fault: Fault::plain(vector.0),
+        });
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<CpuState, VcpuError> {
+        if self.pending.is_some() {
+            return Err(WAITS);
+        }
+        Ok(self.cpu.clone())
+    }
+
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        super::validate(state)?;
+        self.cpu = state.clone();
+        self.pending = None;
+        self.step_alone = false;
+        self.soft.reset();
+        self.soft.switch_space(state.cr3);
+        self.paging_bits = paging_bits(state);
+        self.push();
+        self.refresh_mode();
+        self.env().core.budget = 0;
+        self.deadline = position.steps.0;
+        self.rep_iterations = position.rep_iterations;
+        Ok(())
+    }
+
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
+        let end = start.0.saturating_add(bytes).min(self.soft.ram.bytes());
+        let mut at = start.0;
+        while at < end {
+            let here = (PAGE_BYTES - at % PAGE_BYTES).min(end - at);
+            self.soft.ram_changed(GuestPhys(at), here);
+            at += here;
+        }
+    }
+
+    fn arm_write_tracking(&mut self) {
+        self.soft.flush_write_tags();
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        self.kick.clone()
+    }
+}

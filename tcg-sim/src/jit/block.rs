@@ -1,0 +1,129 @@
+//! What the runtime knows about translated code.
+
+use super::mode::Mode;
+use iced_x86::Instruction;
+use machine::units::Gfn;
+
+/// Index of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct BlockId(pub(crate) u32);
+
+/// How an instruction touches memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryAccess {
+    /// Length in bytes, 1 to 64.
+    pub(crate) bytes: u8,
+    /// Whether the bytes are read.
+    pub(crate) read: bool,
+    /// Whether the bytes are written.
+    pub(crate) write: bool,
+    /// Address bits that must be zero lest #GP (0 or 15).
+    pub(crate) alignment: u8,
+    /// Whether a non-canonical address is #SS instead of #GP.
+    pub(crate) stack: bool,
+}
+
+/// Why translated code left at a site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SiteKind {
+    /// The fast check of a memory access failed; T0 is the linear address. To perform the access,
+    /// set T1 to the addend and continue at `direct`.
+    Memory {
+        /// What is accessed.
+        access: MemoryAccess,
+        /// Host address after the check.
+        direct: u64,
+    },
+    /// An instruction that Rust executes. Continues at `resume` if nothing else happened.
+    Execute {
+        /// The instruction, decoded at its page offset.
+        instruction: Instruction,
+        /// Host address of the next instruction in the block.
+        resume: u64,
+    },
+    /// A direct transfer to a page-relative address.
+    Goto {
+        /// Relative to the page base; may lie in another page.
+        target: i64,
+        /// Host address of the displacement to patch, if links are allowed here.
+        link: Option<u64>,
+    },
+    /// An indirect transfer; T0 is the target. `undo_rsp` restores RSP if the target is invalid.
+    Indirect {
+        /// What to add to RSP to undo the instruction.
+        undo_rsp: i32,
+    },
+    /// The block needs more steps than the budget has; nothing of it was executed.
+    Budget,
+}
+
+/// A place where translated code leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// The block it belongs to.
+    pub(crate) block: BlockId,
+    /// Instruction of the block. For transfers: the transferring one, which has retired.
+    pub(crate) index: u16,
+    /// Why.
+    pub(crate) kind: SiteKind,
+}
+
+/// One guest instruction of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Insn {
+    /// Offset in the page.
+    pub(crate) offset: u16,
+    /// Length in bytes.
+    pub(crate) length: u8,
+    /// Host offset of its first byte, relative to the block.
+    pub(crate) host: u32,
+}
+
+/// Identity of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    /// Physical frame of the first byte.
+    pub(crate) gfn: Gfn,
+    /// Offset of the first byte in the page.
+    pub(crate) offset: u16,
+    /// Mode bits.
+    pub(crate) mode: Mode,
+    /// Most instructions it may hold.
+    pub(crate) limit: u8,
+}
+
+/// A translated superblock.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// What it is a translation of.
+    pub(crate) key: BlockKey,
+    /// Second frame, if the only instruction straddles two pages.
+    pub(crate) second: Option<Gfn>,
+    /// Instructions in order of execution.
+    pub(crate) insns: Vec<Insn>,
+    /// Host address of the first byte (the far entry).
+    pub(crate) host: u64,
+    /// Host address for entries from the same page.
+    pub(crate) near: u64,
+    /// Bytes of host code.
+    pub(crate) host_bytes: u32,
+    /// 64-byte chunks of the (first) page that it was made from.
+    pub(crate) chunks: u64,
+    /// Displacements patched to point here, with their original targets.
+    pub(crate) incoming: Vec<(u64, u64)>,
+    /// Whether it may still be entered.
+    pub(crate) valid: bool,
+}
+
+impl Block {
+    /// Instruction that the host address belongs to.
+    pub(crate) fn insn_at(&self, host: u64) -> Option<usize> {
+        let offset = u32::try_from(host.checked_sub(self.host)?).ok()?;
+        if offset >= self.host_bytes {
+            return None;
+        }
+        self.insns
+            .partition_point(|insn| insn.host <= offset)
+            .checked_sub(1)
+    }
+}

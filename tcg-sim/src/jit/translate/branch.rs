@@ -1,0 +1,163 @@
+//! Transfers of control.
+
+use super::native::uses_stack_segment;
+use super::{Flow, Tail, Translator};
+use crate::jit::asm::{Host, Mem};
+use crate::jit::block::{MemoryAccess, SiteKind};
+use crate::jit::layout::{disp, ibtc_disp};
+use crate::jit::regs::{GUEST_RCX, T0, T1, number};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+
+/// Condition numbers of JE and JNE.
+const EQUAL: u8 = 4;
+const NOT_EQUAL: u8 = 5;
+
+fn in_page(target: i64) -> bool {
+    (0..4096).contains(&target)
+}
+
+impl Translator<'_> {
+    /// Goes on at a page-relative address: linked within the page, looked up across pages, since
+    /// which code is there depends on the page tables.
+    pub(super) fn emit_goto(&mut self, target: i64) {
+        if self.one_step {
+            let from = self.asm.jmp();
+            let site = self.new_site(SiteKind::Goto { target, link: None });
+            self.tails.push(Tail::Leave { from, site });
+        } else if in_page(target) {
+            let from = self.asm.jmp();
+            let link = Some(self.request.host + from.0 as u64);
+            let site = self.new_site(SiteKind::Goto { target, link });
+            self.tails.push(Tail::Leave { from, site });
+        } else {
+            self.asm.load(T0, Mem::env(disp!(page_base)));
+            match i32::try_from(target) {
+                Ok(relative) => self.asm.lea(T0, Mem::base(T0, relative)),
+                Err(_) => {
+                    self.asm.mov_imm(T1, target as u64);
+                    self.asm.lea(T0, Mem::sum(T0, T1, 0));
+                }
+            }
+            self.emit_indirect(0);
+        }
+    }
+
+    /// Goes on at the guest-linear address in T0 through the indirect-branch cache.
+    pub(super) fn emit_indirect(&mut self, undo_rsp: i32) {
+        let site = self.new_site(SiteKind::Indirect { undo_rsp });
+        if self.one_step {
+            let from = self.asm.jmp();
+            self.tails.push(Tail::Leave { from, site });
+            return;
+        }
+        let (tag, host) = ibtc_disp(self.class);
+        self.asm.pext(T1, T0, Mem::env(disp!(ibtc_mask)));
+        self.asm.load(Host::RCX, Mem::table(tag, T1));
+        self.asm.lea(Host::RCX, Mem::sum(Host::RCX, T0, 0));
+        let hit = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        self.tails.push(Tail::Leave { from, site });
+        self.asm.bind_short(hit);
+        self.asm.jmp_mem(Mem::table(host, T1));
+    }
+
+    pub(super) fn jump(&mut self, instruction: &Instruction) -> Flow {
+        self.emit_goto(instruction.near_branch64() as i64);
+        Flow::End
+    }
+
+    pub(super) fn jump_indirect(&mut self, instruction: &Instruction) -> Flow {
+        if instruction.op0_kind() == OpKind::Memory {
+            let address = self.linear_address(instruction);
+            let stack = uses_stack_segment(instruction);
+            let access = MemoryAccess {
+                bytes: 8,
+                read: true,
+                write: false,
+                alignment: 0,
+                stack,
+            };
+            self.check(address, access);
+            self.asm.load(T0, Mem::sum(address.register, T1, 0));
+        } else {
+            self.load_guest(T0, number(instruction.op0_register()));
+        }
+        self.emit_indirect(0);
+        Flow::End
+    }
+
+    /// Jcc: leaves the block when taken.
+    pub(super) fn condition(&mut self, instruction: &Instruction) -> Flow {
+        let condition = instruction.condition_code() as u8 - 1;
+        let target = instruction.near_branch64() as i64;
+        let last = usize::from(self.index) + 1 == self.total;
+        let from = self.asm.jcc(condition);
+        if last && in_page(target) && !self.one_step {
+            // Nothing to give back: the jump itself becomes the link.
+            let link = Some(self.request.host + from.0 as u64);
+            let site = self.new_site(SiteKind::Goto { target, link });
+            self.tails.push(Tail::Leave { from, site });
+        } else {
+            self.tails.push(Tail::SideExit {
+                from,
+                target,
+                index: self.index,
+            });
+        }
+        Flow::Next
+    }
+
+    /// LOOP, LOOPE, LOOPNE, JRCXZ, JECXZ.
+    pub(super) fn count_branch(&mut self, instruction: &Instruction) -> Flow {
+        let narrow = matches!(
+            instruction.code(),
+            Code::Loop_rel8_64_ECX
+                | Code::Loope_rel8_64_ECX
+                | Code::Loopne_rel8_64_ECX
+                | Code::Jecxz_rel8_64
+        );
+        let counts = !matches!(instruction.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
+        if counts {
+            let decremented = Mem::base(GUEST_RCX, -1);
+            if narrow {
+                self.asm.lea32(GUEST_RCX, decremented)
+            } else {
+                self.asm.lea(GUEST_RCX, decremented)
+            }
+        }
+        let wrong_flag = match instruction.mnemonic() {
+            Mnemonic::Loope => Some(self.asm.jcc_short(NOT_EQUAL)),
+            Mnemonic::Loopne => Some(self.asm.jcc_short(EQUAL)),
+            _ => None,
+        };
+        if narrow {
+            self.asm.mov32(Host::RCX, GUEST_RCX)
+        } else {
+            self.asm.mov(Host::RCX, GUEST_RCX)
+        }
+        let zero = self.asm.jrcxz();
+        let target = instruction.near_branch64() as i64;
+        if counts {
+            self.side_exit(target);
+            self.asm.bind_short(zero);
+        } else {
+            let over = self.asm.jmp_short();
+            self.asm.bind_short(zero);
+            self.side_exit(target);
+            self.asm.bind_short(over);
+        }
+        if let Some(wrong_flag) = wrong_flag {
+            self.asm.bind_short(wrong_flag);
+        }
+        Flow::Next
+    }
+
+    fn side_exit(&mut self, target: i64) {
+        let from = self.asm.jmp();
+        self.tails.push(Tail::SideExit {
+            from,
+            target,
+            index: self.index,
+        });
+    }
+}

@@ -1,0 +1,372 @@
+//! Which part of the translator deals with an instruction.
+
+use crate::jit::mode::Mode;
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
+
+/// The ways of translating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// No effect on guest state.
+    Nothing,
+    /// Re-encoded with its registers renamed.
+    Native,
+    /// As `Native`, and the x87 pointers are kept.
+    X87,
+    /// Executed in Rust; `ends` if it practically always leaves the block.
+    Execute {
+        ends: bool,
+    },
+    Lea,
+    BitString,
+    MaskedMove,
+    /// CLD, STD, CLI.
+    Flag,
+    PushFlags,
+    Push,
+    Pop,
+    Leave,
+    Call,
+    CallIndirect,
+    Return,
+    Jump,
+    JumpIndirect,
+    Condition,
+    CountBranch,
+}
+
+impl Class {
+    /// Whether a superblock ends behind it.
+    pub(super) fn ends_block(self) -> bool {
+        matches!(
+            self,
+            Self::Execute { ends: true }
+                | Self::Call
+                | Self::CallIndirect
+                | Self::Return
+                | Self::Jump
+                | Self::JumpIndirect
+        )
+    }
+}
+
+const EXECUTE: Class = Class::Execute { ends: false };
+const EXECUTE_LAST: Class = Class::Execute { ends: true };
+
+/// Decides how to translate.
+pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
+    if is_undefined(instruction) {
+        return EXECUTE_LAST;
+    }
+    if let Some(class) = by_mnemonic(instruction, mode) {
+        return class;
+    }
+    if touches_segments(instruction)
+        || instruction.is_privileged()
+        || instruction.is_string_instruction()
+    {
+        return EXECUTE;
+    }
+    if unit_may_be_off(instruction, mode) {
+        return EXECUTE_LAST;
+    }
+    if is_x87(instruction) {
+        Class::X87
+    } else {
+        Class::Native
+    }
+}
+
+fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
+    use Mnemonic as M;
+    Some(match instruction.mnemonic() {
+        M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop | M::Fnop
+            if !is_x87(instruction) =>
+        {
+            Class::Nothing
+        }
+        M::Prefetch
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw
+        | M::Prefetchwt1 => Class::Nothing,
+        M::Lea => Class::Lea,
+        M::Bt | M::Btc | M::Btr | M::Bts
+            if instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register =>
+        {
+            Class::BitString
+        }
+        M::Maskmovq | M::Maskmovdqu if !unit_may_be_off(instruction, mode) => Class::MaskedMove,
+        M::Cld | M::Std => Class::Flag,
+        M::Cli if mode.io_privilege() => Class::Flag,
+        M::Pushfq if mode.io_privilege() || mode.cpl() == 3 => Class::PushFlags,
+        M::Push => push_class(instruction),
+        M::Pop => push_class(instruction).map_pop(),
+        M::Leave if instruction.code() == Code::Leaveq => Class::Leave,
+        M::Call | M::Jmp | M::Ret => return transfer(instruction),
+        M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => Class::CountBranch,
+        _ if instruction.flow_control() == FlowControl::ConditionalBranch => {
+            match instruction.op0_kind() {
+                OpKind::NearBranch64 => Class::Condition,
+                _ => EXECUTE_LAST,
+            }
+        }
+        M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Int
+        | M::Int1
+        | M::Int3
+        | M::Into
+        | M::Hlt
+        | M::Sti
+        | M::Ud0
+        | M::Ud1
+        | M::Ud2
+        | M::Rsm
+        | M::Retf
+        | M::Swapgs
+        | M::Stac
+        | M::Clac => EXECUTE_LAST,
+        M::Cpuid
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdpmc
+        | M::Rdmsr
+        | M::Wrmsr
+        | M::In
+        | M::Out
+        | M::Enter
+        | M::Leave
+        | M::Xlatb
+        | M::Pushf
+        | M::Pushfq
+        | M::Popf
+        | M::Popfq
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Sgdt
+        | M::Sidt
+        | M::Sldt
+        | M::Str
+        | M::Smsw
+        | M::Lss
+        | M::Lfs
+        | M::Lgs
+        | M::Clflush
+        | M::Clflushopt
+        | M::Clwb
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fninit
+        | M::Finit
+        | M::Rdsspd
+        | M::Rdsspq
+        | M::Monitor
+        | M::Mwait
+        | M::Cli
+        | M::Xgetbv
+        | M::Xsetbv => EXECUTE,
+        _ => return None,
+    })
+}
+
+impl Class {
+    fn map_pop(self) -> Self {
+        if self == Self::Push { Self::Pop } else { self }
+    }
+}
+
+/// PUSH and POP of general-purpose registers, memory and immediates; 64- and 16-bit.
+fn push_class(instruction: &Instruction) -> Class {
+    let segment = instruction.op0_kind() == OpKind::Register
+        && instruction.op0_register().is_segment_register();
+    if segment { EXECUTE } else { Class::Push }
+}
+
+fn transfer(instruction: &Instruction) -> Option<Class> {
+    Some(match instruction.code() {
+        Code::Call_rel32_64 => Class::Call,
+        Code::Call_rm64 => Class::CallIndirect,
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
+        Code::Jmp_rm64 => Class::JumpIndirect,
+        Code::Retnq | Code::Retnq_imm16 => Class::Return,
+        _ => EXECUTE_LAST,
+    })
+}
+
+fn touches_segments(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|op| {
+        instruction.op_kind(op) == OpKind::Register && {
+            let register = instruction.op_register(op);
+            register.is_segment_register()
+                || register.is_cr()
+                || register.is_dr()
+                || register.is_tr()
+        }
+    })
+}
+
+/// Whether the opcode is in the x87 range.
+pub(super) fn is_x87(instruction: &Instruction) -> bool {
+    instruction.cpuid_features().iter().any(|feature| {
+        use CpuidFeature as F;
+        matches!(
+            feature,
+            F::FPU | F::FPU287 | F::FPU387 | F::FPU287XL_ONLY | F::SSE3
+        )
+    }) && matches!(
+        instruction.code().op_code().table(),
+        iced_x86::OpCodeTableKind::Normal
+    ) && (0xd8..=0xdf).contains(&(first_opcode_byte(instruction)))
+        || matches!(instruction.mnemonic(), Mnemonic::Wait)
+}
+
+fn first_opcode_byte(instruction: &Instruction) -> u32 {
+    let info = instruction.code().op_code();
+    // Register forms carry two opcode bytes (D9 E8).
+    let op_code = info.op_code();
+    if op_code > 0xff {
+        op_code >> 8
+    } else {
+        op_code
+    }
+}
+
+/// Whether the unit this instruction uses may be switched off by CR0 or CR4: Rust then decides.
+fn unit_may_be_off(instruction: &Instruction, mode: Mode) -> bool {
+    let off = mode.emulation() || mode.task_switched() || mode.no_sse();
+    off && instruction.cpuid_features().iter().any(|feature| {
+        use CpuidFeature as F;
+        matches!(
+            feature,
+            F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::FXSR
+        )
+    }) || off && is_x87(instruction)
+}
+
+/// Whether the guest gets #UD whatever its privilege.
+pub(crate) fn is_undefined(instruction: &Instruction) -> bool {
+    instruction.is_invalid() || !executes_natively_or_is_ours(instruction)
+}
+
+/// Whether the host may execute the instruction for the guest or Rust knows it. Everything that a
+/// hypervisor could hide is undefined; what hardware executes regardless of CPUID stays as it is.
+fn executes_natively_or_is_ours(instruction: &Instruction) -> bool {
+    let vectors = (0..instruction.op_count()).any(|op| {
+        instruction.op_kind(op) == OpKind::Register && {
+            let register = instruction.op_register(op);
+            register.is_vector_register() || register.is_k() || register == Register::None
+        }
+    });
+    match instruction.code().op_code().encoding() {
+        EncodingKind::Legacy => {}
+        // VEX instructions on general-purpose registers cannot be disabled; on vectors they need
+        // CR4.OSXSAVE, which the CPU model does not offer.
+        EncodingKind::VEX if !vectors => {}
+        _ => return false,
+    }
+    instruction.cpuid_features().iter().all(|feature| {
+        use CpuidFeature as F;
+        matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::INTEL8086_ONLY
+                | F::INTEL286_ONLY
+                | F::INTEL386_ONLY
+                | F::FPU
+                | F::FPU287
+                | F::FPU287XL_ONLY
+                | F::FPU387
+                | F::FPU387SL_ONLY
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::CMOV
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::FXSR
+                | F::CLFSH
+                | F::CLFLUSHOPT
+                | F::CLWB
+                | F::MULTIBYTENOP
+                | F::PAUSE
+                | F::PREFETCHW
+                | F::D3NOW
+                | F::PREFETCHWT1
+                | F::CET_IBT
+                | F::CET_SS
+                | F::RDPMC
+                | F::MSR
+                | F::TSC
+                | F::RDTSCP
+                | F::CPUID
+                | F::SYSCALL
+                | F::SEP
+                | F::UDBG
+                | F::SMAP
+                | F::MONITOR
+                | F::XSAVE
+                | F::HLE_or_RTM
+                | F::INVPCID
+                | F::FSGSBASE
+        )
+    }) && !is_3dnow(instruction)
+}
+
+fn is_3dnow(instruction: &Instruction) -> bool {
+    instruction.code().op_code().encoding() == EncodingKind::D3NOW
+}

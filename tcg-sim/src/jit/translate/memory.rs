@@ -1,0 +1,198 @@
+//! Linear addresses and the inline TLB check.
+
+use super::special::{is_narrow, segment_base};
+use super::{Tail, Translator};
+use crate::jit::asm::{Host, Mem};
+use crate::jit::block::MemoryAccess;
+use crate::jit::layout::{disp, slot_disp, slot_mask_disp, tlb_disp};
+use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
+use iced_x86::{Instruction, Register};
+
+/// A linear address in a register, and whether RSP alone is its base.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address {
+    pub(super) register: Host,
+    pub(super) stack_slot: bool,
+}
+
+impl Translator<'_> {
+    /// Computes the linear address of the memory operand. Uses T0 and T1; RCX stays untouched.
+    pub(super) fn linear_address(&mut self, instruction: &Instruction) -> Address {
+        let segment = segment_base(instruction);
+        let narrow = is_narrow(instruction);
+        if segment.is_none() && !narrow && instruction.memory_index() == Register::None {
+            if let Some(address) = self.plain_base(instruction) {
+                return address;
+            }
+        }
+        self.offset_into(T0, instruction, narrow, 0);
+        if let Some(base) = segment {
+            self.asm.load(T1, Mem::env(base));
+            self.asm.lea(T0, Mem::sum(T0, T1, 0));
+        }
+        Address {
+            register: T0,
+            stack_slot: false,
+        }
+    }
+
+    /// `[register]`, or anything based on RSP alone.
+    fn plain_base(&mut self, instruction: &Instruction) -> Option<Address> {
+        let displacement = instruction.memory_displacement64();
+        match instruction.memory_base() {
+            Register::RSP if displacement == 0 => Some(Address {
+                register: GUEST_RSP,
+                stack_slot: true,
+            }),
+            Register::RSP => {
+                self.asm.lea(T0, Mem::base(GUEST_RSP, displacement as i32));
+                Some(Address {
+                    register: T0,
+                    stack_slot: true,
+                })
+            }
+            Register::None | Register::RIP => None,
+            base => match home(number(base)) {
+                Home::Register(host) if displacement == 0 => Some(Address {
+                    register: host,
+                    stack_slot: false,
+                }),
+                _ => None,
+            },
+        }
+    }
+
+    /// Computes the effective address (no segment base) plus `extra` into `to`, which may be T0 or
+    /// the home of any register. Uses T1 for an index in the state block.
+    pub(super) fn offset_into(
+        &mut self,
+        to: Host,
+        instruction: &Instruction,
+        narrow: bool,
+        extra: i32,
+    ) {
+        let base = instruction.memory_base();
+        if base == Register::RIP || base == Register::EIP {
+            // Decoded at the page offset: the displacement is relative to the page base.
+            let relative = instruction.memory_displacement64() as i64 + i64::from(extra);
+            self.asm.load(T0, Mem::env(disp!(page_base)));
+            if narrow || i32::try_from(relative).is_ok() {
+                self.lea_sized(to, Mem::base(T0, relative as i32), narrow);
+            } else {
+                self.asm.mov_imm(T1, relative as u64);
+                self.asm.lea(to, Mem::sum(T0, T1, 0));
+            }
+            return;
+        }
+        let displacement = instruction.memory_displacement64();
+        if base == Register::None && instruction.memory_index() == Register::None {
+            let value = displacement.wrapping_add_signed(i64::from(extra));
+            self.asm.mov_imm(
+                to,
+                if narrow {
+                    u64::from(value as u32)
+                } else {
+                    value
+                },
+            );
+            return;
+        }
+        let base = match (base, base.is_gpr().then(|| home(number(base)))) {
+            (_, Some(Home::Register(host))) => Some(host),
+            (_, Some(Home::Block(at))) => {
+                self.asm.load(T0, Mem::env(at));
+                Some(T0)
+            }
+            (_, None) => None,
+        };
+        let index = self.index_register(instruction);
+        let disp = (displacement as i32).wrapping_add(extra);
+        self.lea_sized(to, Mem { base, index, disp }, narrow);
+    }
+
+    fn index_register(&mut self, instruction: &Instruction) -> Option<(Host, u8)> {
+        let index = instruction.memory_index();
+        if index == Register::None {
+            return None;
+        }
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        match home(number(index)) {
+            Home::Register(host) => Some((host, scale)),
+            Home::Block(at) => {
+                self.asm.load(T1, Mem::env(at));
+                Some((T1, scale))
+            }
+        }
+    }
+
+    fn lea_sized(&mut self, to: Host, mem: Mem, narrow: bool) {
+        if narrow {
+            self.asm.lea32(to, mem)
+        } else {
+            self.asm.lea(to, mem)
+        }
+    }
+
+    /// Checks that the access may go ahead directly and leaves the addend in T1: the bytes are at
+    /// host address `register + T1`. Clobbers RCX; on the slow path T0 as well.
+    pub(super) fn check(&mut self, address: Address, access: MemoryAccess) {
+        if self.one_step {
+            let from = self.asm.jmp();
+            self.slow_memory(from, address, access);
+            return;
+        }
+        // Sixteen unaligned bytes are common on the stack, and the slot takes aligned accesses only.
+        let aligned = access.bytes <= 8 || access.alignment != 0;
+        let slot_mask = (access.bytes.is_power_of_two() && access.bytes <= 16 && aligned)
+            .then(|| slot_mask_disp(access.bytes.trailing_zeros()));
+        match slot_mask {
+            Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
+            _ => self.check_table(address, access),
+        }
+    }
+
+    fn check_slot(&mut self, address: Address, access: MemoryAccess, mask: i32) {
+        let (tag, addend) = slot_disp(self.class);
+        self.asm.load(Host::RCX, Mem::env(tag));
+        self.asm
+            .lea(Host::RCX, Mem::sum(Host::RCX, address.register, 0));
+        self.asm.pext(Host::RCX, Host::RCX, Mem::env(mask));
+        let hit = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        self.asm.bind_short(hit);
+        self.asm.load(T1, Mem::env(addend));
+        self.slow_memory(from, address, access);
+    }
+
+    fn check_table(&mut self, address: Address, access: MemoryAccess) {
+        let (read_tag, write_tag, addend) = tlb_disp(self.class);
+        let tag = if access.write { write_tag } else { read_tag };
+        self.asm
+            .pext(T1, address.register, Mem::env(disp!(tlb_mask)));
+        self.asm.load(Host::RCX, Mem::table(tag, T1));
+        let last = i32::from(access.bytes) - 1;
+        self.asm
+            .lea(Host::RCX, Mem::sum(Host::RCX, address.register, last));
+        self.asm.shrx(Host::RCX, Host::RCX, Host::RSP);
+        let hit = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        self.asm.bind_short(hit);
+        self.asm.load(T1, Mem::table(addend, T1));
+        self.slow_memory(from, address, access);
+    }
+
+    fn slow_memory(
+        &mut self,
+        from: crate::jit::asm::Patch,
+        address: Address,
+        access: MemoryAccess,
+    ) {
+        let direct = self.host_here();
+        let site = self.memory_site(access, direct);
+        self.tails.push(Tail::Memory {
+            from,
+            address: address.register,
+            site,
+        });
+    }
+}

@@ -1,0 +1,343 @@
+//! From guest instructions to a superblock of host code.
+//!
+//! Invariant of every emitted instruction: all guest state is committed by its last host instruction
+//! that can trap or leave, so that wherever the block is left before, the guest state is that before
+//! the instruction. RFLAGS hold the guest's arithmetic flags throughout; what the translator adds
+//! leaves them alone.
+
+mod branch;
+mod classify;
+mod memory;
+mod native;
+mod special;
+mod stack;
+
+use super::asm::{Asm, Host, Mem, Patch};
+use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
+use super::layout::disp;
+use super::mode::TlbClass;
+use super::regs::T0;
+pub(crate) use classify::is_undefined;
+use classify::{Class, classify};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+};
+
+/// Most instructions in a superblock.
+pub(crate) const MAX_INSNS: usize = 64;
+/// Host bytes that one superblock may need at most, generously.
+pub(crate) const MAX_HOST_BYTES: usize = MAX_INSNS * 512;
+
+/// What to translate.
+pub(crate) struct Request<'a> {
+    pub(crate) key: BlockKey,
+    pub(crate) id: BlockId,
+    /// Guest bytes from `key.offset` on: to the end of the page, or beyond it for an instruction that
+    /// straddles pages.
+    pub(crate) bytes: &'a [u8],
+    /// Host address at which the code will execute.
+    pub(crate) host: u64,
+    /// Host address of the leave gate.
+    pub(crate) leave: u64,
+    /// Number of the first site.
+    pub(crate) first_site: u32,
+    pub(crate) decoder_options: u32,
+}
+
+/// A finished translation.
+pub(crate) struct Translation {
+    pub(crate) code: Vec<u8>,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) insns: Vec<Insn>,
+    pub(crate) near: u64,
+    pub(crate) chunks: u64,
+}
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoTranslation {
+    /// The first instruction needs bytes of the next page.
+    NeedsNextPage,
+    /// The first instruction is longer than 15 bytes: #GP(0).
+    TooLong,
+}
+
+/// Whether translation goes on behind an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Next,
+    End,
+}
+
+/// Code out of the main line, emitted behind the block.
+enum Tail {
+    /// Slow path of a memory access whose address is in the register.
+    Memory {
+        from: Patch,
+        address: Host,
+        site: u32,
+    },
+    /// Leaves with a site.
+    Leave { from: Patch, site: u32 },
+    /// A taken side exit behind `retired` instructions.
+    SideExit {
+        from: Patch,
+        target: i64,
+        index: u16,
+    },
+}
+
+/// State of one translation.
+pub(crate) struct Translator<'a> {
+    request: Request<'a>,
+    asm: Asm,
+    encoder: Encoder,
+    infos: InstructionInfoFactory,
+    sites: Vec<Site>,
+    insns: Vec<Insn>,
+    tails: Vec<Tail>,
+    class: TlbClass,
+    one_step: bool,
+    /// Instructions in the block, known before the first is emitted.
+    total: usize,
+    /// Index of the instruction being emitted.
+    index: u16,
+    /// Page offset behind the instruction being emitted.
+    next_offset: i64,
+}
+
+/// Translates a superblock.
+///
+/// # Errors
+/// When not even the first instruction can be decoded from the given bytes.
+pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslation> {
+    let decoded = decode(&request)?;
+    let mut translator = Translator {
+        asm: Asm::new(request.host),
+        encoder: Encoder::new(64),
+        infos: InstructionInfoFactory::new(),
+        sites: Vec::new(),
+        insns: Vec::with_capacity(decoded.len()),
+        tails: Vec::new(),
+        class: request.key.mode.class(),
+        one_step: request.key.mode.is_one_step(),
+        total: decoded.len(),
+        index: 0,
+        next_offset: 0,
+        request,
+    };
+    let near = translator.emit(&decoded);
+    let chunks = translator
+        .insns
+        .iter()
+        .fold(0, |set, insn| set | insn_chunks(insn));
+    Ok(Translation {
+        code: translator.asm.bytes,
+        sites: translator.sites,
+        insns: translator.insns,
+        near,
+        chunks,
+    })
+}
+
+/// The 64-byte chunks of the page that an instruction lies in.
+fn insn_chunks(insn: &Insn) -> u64 {
+    let first = insn.offset / 64;
+    let last = ((insn.offset + u16::from(insn.length) - 1) / 64).min(63);
+    (first..=last).fold(0, |set, chunk| set | 1 << chunk)
+}
+
+/// Decodes up to the end of the superblock: a transfer, the page end or the limit.
+fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslation> {
+    let options = DecoderOptions::NONE | request.decoder_options;
+    let mut decoder = Decoder::with_ip(64, request.bytes, u64::from(request.key.offset), options);
+    let limit = usize::from(request.key.limit).clamp(1, MAX_INSNS);
+    let mut decoded = Vec::new();
+    while decoded.len() < limit {
+        let start = decoder.position();
+        let instruction = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            let available = request.bytes.len() - start;
+            match (decoded.is_empty(), available) {
+                (true, 15..) => return Err(NoTranslation::TooLong),
+                (true, _) => return Err(NoTranslation::NeedsNextPage),
+                // The next block deals with it.
+                (false, _) => break,
+            }
+        }
+        let class = classify(&instruction, request.key.mode);
+        decoded.push((instruction, class));
+        let page_ends = u64::from(request.key.offset) + decoder.position() as u64 >= 4096;
+        let loops = class == Class::Condition && instruction.near_branch64() <= instruction.ip();
+        if class.ends_block() || page_ends || loops {
+            break;
+        }
+    }
+    Ok(decoded)
+}
+
+impl Translator<'_> {
+    /// Emits everything; returns the host address of the near entry.
+    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> u64 {
+        self.asm
+            .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
+        self.asm.store(Mem::env(disp!(page_base)), T0);
+        let near = self.host_here();
+        if !self.one_step {
+            self.emit_budget_check();
+        }
+        let mut flow = Flow::Next;
+        for (index, (instruction, class)) in decoded.iter().enumerate() {
+            self.index = index as u16;
+            self.next_offset = instruction.next_ip() as i64;
+            self.insns.push(Insn {
+                offset: instruction.ip() as u16,
+                length: instruction.len() as u8,
+                host: self.asm.offset() as u32,
+            });
+            flow = self.emit_one(instruction, *class);
+        }
+        if flow == Flow::Next {
+            self.emit_goto(self.next_offset);
+        }
+        self.emit_tails();
+        near
+    }
+
+    fn host_here(&self) -> u64 {
+        self.request.host + self.asm.offset() as u64
+    }
+
+    /// Takes the block's steps from the budget, or leaves if there are not enough.
+    fn emit_budget_check(&mut self) {
+        let budget = Mem::env(disp!(budget));
+        self.asm.load(Host::RCX, budget);
+        self.asm
+            .lea(Host::RCX, Mem::base(Host::RCX, -(self.total as i32)));
+        self.asm.store(budget, Host::RCX);
+        // The high half is zero iff 0 <= budget < 2^32; the runtime hands out less than that.
+        self.asm.load32(Host::RCX, Mem::env(disp!(budget) + 4));
+        let enough = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        let site = self.new_site(SiteKind::Budget);
+        self.tails.push(Tail::Leave { from, site });
+        self.asm.bind_short(enough);
+    }
+
+    fn new_site(&mut self, kind: SiteKind) -> u32 {
+        self.sites.push(Site {
+            block: self.request.id,
+            index: self.index,
+            kind,
+        });
+        self.request.first_site + self.sites.len() as u32 - 1
+    }
+
+    fn emit_one(&mut self, instruction: &Instruction, class: Class) -> Flow {
+        match class {
+            Class::Nothing => Flow::Next,
+            Class::Native => self.native(instruction),
+            Class::X87 => self.x87(instruction),
+            Class::Execute { ends } => self.execute(instruction, ends),
+            Class::Lea => self.lea(instruction),
+            Class::BitString => self.bit_string(instruction),
+            Class::MaskedMove => self.masked_move(instruction),
+            Class::Flag => self.flag(instruction),
+            Class::PushFlags => self.push_flags(),
+            Class::Push => self.push(instruction),
+            Class::Pop => self.pop(instruction),
+            Class::Leave => self.leave(),
+            Class::Call => self.call(instruction),
+            Class::CallIndirect => self.call_indirect(instruction),
+            Class::Return => self.ret(instruction),
+            Class::Jump => self.jump(instruction),
+            Class::JumpIndirect => self.jump_indirect(instruction),
+            Class::Condition => self.condition(instruction),
+            Class::CountBranch => self.count_branch(instruction),
+        }
+    }
+
+    /// Leaves for Rust, which executes the instruction.
+    fn execute(&mut self, instruction: &Instruction, ends: bool) -> Flow {
+        let from = self.asm.jmp();
+        let resume = self.host_here();
+        let site = self.new_site(SiteKind::Execute {
+            instruction: *instruction,
+            resume,
+        });
+        self.tails.push(Tail::Leave { from, site });
+        // A block that ends here is left anyway; what follows is reached only if nothing happened.
+        if ends {
+            self.emit_goto(self.next_offset)
+        }
+        if ends { Flow::End } else { Flow::Next }
+    }
+
+    /// Re-encodes a host instruction.
+    fn encode(&mut self, instruction: &Instruction) {
+        let at = self.host_here();
+        self.encoder.set_buffer(std::mem::take(&mut self.asm.bytes));
+        let result = self.encoder.encode(instruction, at);
+        self.asm.bytes = self.encoder.take_buffer();
+        if let Err(error) = result {
+            unreachable!(
+                "{instruction} ({:?}) re-encodes: {error}",
+                instruction.code()
+            );
+        }
+    }
+
+    fn emit_tails(&mut self) {
+        for tail in std::mem::take(&mut self.tails) {
+            match tail {
+                Tail::Memory {
+                    from,
+                    address,
+                    site,
+                } => {
+                    self.asm.bind(from);
+                    self.asm.mov(T0, address);
+                    self.leave_with(site);
+                }
+                Tail::Leave { from, site } => {
+                    self.asm.bind(from);
+                    self.leave_with(site);
+                }
+                Tail::SideExit {
+                    from,
+                    target,
+                    index,
+                } => {
+                    self.asm.bind(from);
+                    self.index = index;
+                    self.refund(index);
+                    self.emit_goto(target);
+                }
+            }
+        }
+        // Side exits add tails of their own.
+        if !self.tails.is_empty() {
+            self.emit_tails();
+        }
+    }
+
+    /// Gives back the steps of the instructions behind `index`.
+    fn refund(&mut self, index: u16) {
+        let unused = self.total as i32 - 1 - i32::from(index);
+        if unused != 0 && !self.one_step {
+            let budget = Mem::env(disp!(budget));
+            self.asm.load(Host::RCX, budget);
+            self.asm.lea(Host::RCX, Mem::base(Host::RCX, unused));
+            self.asm.store(budget, Host::RCX);
+        }
+    }
+
+    fn leave_with(&mut self, site: u32) {
+        self.asm.mov_imm(Host::RCX, u64::from(site));
+        self.asm.jmp_to(self.request.leave);
+    }
+
+    fn memory_site(&mut self, access: MemoryAccess, direct: u64) -> u32 {
+        self.new_site(SiteKind::Memory { access, direct })
+    }
+}

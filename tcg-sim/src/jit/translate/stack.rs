@@ -1,0 +1,223 @@
+//! Stack instructions.
+
+use super::memory::Address;
+use super::native::uses_stack_segment;
+use super::special::{is_narrow, segment_base};
+use super::{Flow, Translator};
+use crate::jit::asm::{Host, Mem};
+use crate::jit::block::MemoryAccess;
+use crate::jit::layout::disp;
+use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
+use iced_x86::{Instruction, OpKind, Register};
+
+const TOP: Address = Address {
+    register: GUEST_RSP,
+    stack_slot: true,
+};
+const NEW_TOP: Address = Address {
+    register: T0,
+    stack_slot: true,
+};
+
+/// Bytes that a PUSH or POP moves: 8, or 2 with an operand-size prefix.
+fn moved_bytes(instruction: &Instruction) -> i32 {
+    instruction.stack_pointer_increment().abs()
+}
+
+impl Translator<'_> {
+    /// Checks the write of `bytes` at T0, which becomes the top of the stack.
+    pub(super) fn check_stack_write(&mut self, bytes: u8) {
+        let access = MemoryAccess {
+            bytes,
+            read: false,
+            write: true,
+            alignment: 0,
+            stack: true,
+        };
+        self.check(NEW_TOP, access);
+    }
+
+    fn check_stack_read(&mut self, address: Address, bytes: u8) {
+        let access = MemoryAccess {
+            bytes,
+            read: true,
+            write: false,
+            alignment: 0,
+            stack: true,
+        };
+        self.check(address, access);
+    }
+
+    pub(super) fn push(&mut self, instruction: &Instruction) -> Flow {
+        let bytes = moved_bytes(instruction);
+        let from_memory = instruction.op0_kind() == OpKind::Memory;
+        if from_memory {
+            self.load_operand_to_scratch(instruction, bytes as u8);
+        }
+        self.asm.lea(T0, Mem::base(GUEST_RSP, -bytes));
+        self.check_stack_write(bytes as u8);
+        let to = Mem::sum(T0, T1, 0);
+        match instruction.op0_kind() {
+            OpKind::Memory => {
+                self.asm.load(Host::RCX, Mem::env(disp!(scratch0)));
+                self.store_sized(to, Host::RCX, bytes);
+            }
+            OpKind::Register => {
+                let from = match home(number(instruction.op0_register())) {
+                    Home::Register(host) => host,
+                    Home::Block(at) => {
+                        self.asm.load(Host::RCX, Mem::env(at));
+                        Host::RCX
+                    }
+                };
+                self.store_sized(to, from, bytes);
+            }
+            _ if bytes == 2 => self.asm.store_imm16(to, instruction.immediate(0) as i16),
+            _ => self.asm.store_imm(to, instruction.immediate(0) as i32),
+        }
+        self.asm.mov(GUEST_RSP, T0);
+        Flow::Next
+    }
+
+    fn store_sized(&mut self, to: Mem, from: Host, bytes: i32) {
+        if bytes == 2 {
+            self.asm.store16(to, from)
+        } else {
+            self.asm.store(to, from)
+        }
+    }
+
+    /// Reads the memory operand into the scratch quadword.
+    fn load_operand_to_scratch(&mut self, instruction: &Instruction, bytes: u8) {
+        let address = self.linear_address(instruction);
+        let stack = uses_stack_segment(instruction);
+        let access = MemoryAccess {
+            bytes,
+            read: true,
+            write: false,
+            alignment: 0,
+            stack,
+        };
+        self.check(address, access);
+        self.load_sized(
+            Host::RCX,
+            Mem::sum(address.register, T1, 0),
+            i32::from(bytes),
+        );
+        self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
+    }
+
+    fn load_sized(&mut self, to: Host, from: Mem, bytes: i32) {
+        if bytes == 2 {
+            self.asm.load_zero16(to, from)
+        } else {
+            self.asm.load(to, from)
+        }
+    }
+
+    pub(super) fn pop(&mut self, instruction: &Instruction) -> Flow {
+        let bytes = moved_bytes(instruction);
+        self.check_stack_read(TOP, bytes as u8);
+        let from = Mem::sum(GUEST_RSP, T1, 0);
+        self.load_sized(Host::RCX, from, bytes);
+        if instruction.op0_kind() == OpKind::Memory {
+            self.pop_to_memory(instruction, bytes);
+            return Flow::Next;
+        }
+        let register = instruction.op0_register();
+        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, bytes));
+        match (home(number(register)), bytes) {
+            (Home::Register(host), 2) => self.asm.mov16(host, Host::RCX),
+            (Home::Register(host), _) => self.asm.mov(host, Host::RCX),
+            (Home::Block(at), 2) => self.asm.store16(Mem::env(at), Host::RCX),
+            (Home::Block(at), _) => self.asm.store(Mem::env(at), Host::RCX),
+        }
+        Flow::Next
+    }
+
+    /// The destination address is computed with RSP already incremented (SDM, POP).
+    fn pop_to_memory(&mut self, instruction: &Instruction, bytes: i32) {
+        self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
+        let on_rsp = matches!(instruction.memory_base(), Register::RSP | Register::ESP);
+        let extra = if on_rsp { bytes } else { 0 };
+        self.offset_into(T0, instruction, is_narrow(instruction), extra);
+        if let Some(base) = segment_base(instruction) {
+            self.asm.load(T1, Mem::env(base));
+            self.asm.lea(T0, Mem::sum(T0, T1, 0));
+        }
+        let access = MemoryAccess {
+            bytes: bytes as u8,
+            read: false,
+            write: true,
+            alignment: 0,
+            stack: uses_stack_segment(instruction),
+        };
+        self.check(
+            Address {
+                register: T0,
+                stack_slot: false,
+            },
+            access,
+        );
+        self.asm.load(Host::RCX, Mem::env(disp!(scratch0)));
+        self.store_sized(Mem::sum(T0, T1, 0), Host::RCX, bytes);
+        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, bytes));
+    }
+
+    pub(super) fn leave(&mut self) -> Flow {
+        self.check_stack_read(
+            Address {
+                register: Host::RBP,
+                stack_slot: true,
+            },
+            8,
+        );
+        self.asm.load(Host::RCX, Mem::sum(Host::RBP, T1, 0));
+        self.asm.lea(GUEST_RSP, Mem::base(Host::RBP, 8));
+        self.asm.mov(Host::RBP, Host::RCX);
+        Flow::Next
+    }
+
+    /// Pushes the address of the next instruction.
+    fn push_return(&mut self) {
+        self.asm.lea(T0, Mem::base(GUEST_RSP, -8));
+        self.check_stack_write(8);
+        self.asm.load(Host::RCX, Mem::env(disp!(page_base)));
+        self.asm
+            .lea(Host::RCX, Mem::base(Host::RCX, self.next_offset as i32));
+        self.asm.store(Mem::sum(T0, T1, 0), Host::RCX);
+        self.asm.mov(GUEST_RSP, T0);
+    }
+
+    pub(super) fn call(&mut self, instruction: &Instruction) -> Flow {
+        self.push_return();
+        self.emit_goto(instruction.near_branch64() as i64);
+        Flow::End
+    }
+
+    pub(super) fn call_indirect(&mut self, instruction: &Instruction) -> Flow {
+        if instruction.op0_kind() == OpKind::Memory {
+            self.load_operand_to_scratch(instruction, 8);
+        } else {
+            self.load_guest(Host::RCX, number(instruction.op0_register()));
+            self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
+        }
+        self.push_return();
+        self.asm.load(T0, Mem::env(disp!(scratch0)));
+        self.emit_indirect(8);
+        Flow::End
+    }
+
+    pub(super) fn ret(&mut self, instruction: &Instruction) -> Flow {
+        let released = 8 + if instruction.op_count() == 1 {
+            i32::from(instruction.immediate16())
+        } else {
+            0
+        };
+        self.check_stack_read(TOP, 8);
+        self.asm.load(T0, Mem::sum(GUEST_RSP, T1, 0));
+        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, released));
+        self.emit_indirect(-released);
+        Flow::End
+    }
+}

@@ -1,0 +1,132 @@
+//! MOV, PUSH and POP of segment registers, LSS, LFS, LGS, and the tests of selectors: LAR, LSL,
+//! VERR, VERW (SDM vol. 2 there; vol. 3, 5.10).
+
+use super::context::{Context, seg_index};
+use super::descriptor::{self, Descriptor, Selector, system_type};
+use super::{AccessKind, Fault, Outcome};
+use iced_x86::{Code, Mnemonic, Register};
+use machine::state::{Gpr, Seg, Shadow, rflags};
+
+/// MOV to or from a segment register.
+pub(super) fn mov(ctx: &mut Context) -> Result<Outcome, Fault> {
+    if let Some(register) = seg_index(ctx.instr.op0_register()) {
+        if register == Seg::Cs {
+            return Err(Fault::UD);
+        }
+        let selector = Selector(ctx.read_operand(1, 2)? as u16);
+        descriptor::load_segment(ctx.cpu, ctx.bus, register, selector)?;
+        if register == Seg::Ss {
+            ctx.cpu.shadow = Shadow::MovSs;
+        }
+        return Ok(Outcome::Mode);
+    }
+    let register = seg_index(ctx.instr.op1_register()).ok_or(Fault::UD)?;
+    let selector = ctx.cpu.segs[register as usize].selector;
+    // Memory takes 16 bits; registers are zero-extended to the operand size.
+    ctx.write_operand(0, 2, u64::from(selector))?;
+    Ok(Outcome::Next)
+}
+
+/// PUSH FS and PUSH GS.
+pub(super) fn push(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let size = stack_size(ctx.instr.code());
+    let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
+    let selector = ctx.cpu.segs[register as usize].selector;
+    ctx.push(size, u64::from(selector))?;
+    Ok(Outcome::Next)
+}
+
+/// POP FS and POP GS.
+pub(super) fn pop(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let size = stack_size(ctx.instr.code());
+    let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
+    let [image] = ctx.peek::<1>(0, size)?;
+    descriptor::load_segment(ctx.cpu, ctx.bus, register, Selector(image as u16))?;
+    let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(size as u64);
+    ctx.set_gpr(Gpr::Rsp, rsp);
+    Ok(Outcome::Mode)
+}
+
+fn stack_size(code: Code) -> usize {
+    match code {
+        Code::Pushw_FS | Code::Pushw_GS | Code::Popw_FS | Code::Popw_GS => 2,
+        _ => 8,
+    }
+}
+
+/// LSS, LFS, LGS: a far pointer into a segment and a general register. LSS opens no shadow.
+pub(super) fn load_far_pointer(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let register = match ctx.instr.mnemonic() {
+        Mnemonic::Lss => Seg::Ss,
+        Mnemonic::Lfs => Seg::Fs,
+        _ => Seg::Gs,
+    };
+    let target = ctx.instr.op0_register();
+    let size = ctx.instr.memory_size().size() - 2;
+    let place = ctx.place();
+    ctx.check(place, size + 2, size)?;
+    let mut bytes = [0; 10];
+    ctx.bus
+        .read(ctx.cpu, place.va, &mut bytes[..size + 2], AccessKind::Data)?;
+    let mut offset = [0; 8];
+    offset[..size].copy_from_slice(&bytes[..size]);
+    let selector = Selector(u16::from_le_bytes([bytes[size], bytes[size + 1]]));
+    descriptor::load_segment(ctx.cpu, ctx.bus, register, selector)?;
+    ctx.set_register(target, u64::from_le_bytes(offset));
+    Ok(Outcome::Mode)
+}
+
+/// Reads a selector operand and its descriptor for a test; `None` where the test fails at once.
+fn tested(ctx: &mut Context, operand: u32) -> Result<Option<(Selector, Descriptor)>, Fault> {
+    let selector = Selector(ctx.read_operand(operand, 2)? as u16);
+    if selector.is_null() {
+        return Ok(None);
+    }
+    let descriptor = descriptor::read(ctx.cpu, ctx.bus, selector)?;
+    Ok(descriptor.map(|d| (selector, d)))
+}
+
+/// Whether CPL and RPL allow to see a descriptor.
+fn visible(ctx: &Context, selector: Selector, descriptor: Descriptor) -> bool {
+    descriptor.is_conforming() || descriptor.dpl() >= ctx.cpl().max(selector.rpl())
+}
+
+/// LAR and LSL: ZF and, if it is set, the destination.
+pub(super) fn inspect(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let limit = ctx.instr.mnemonic() == Mnemonic::Lsl;
+    let found = tested(ctx, 1)?.filter(|&(selector, descriptor)| {
+        let system = match descriptor.kind() {
+            system_type::LDT | system_type::TSS_AVAILABLE | system_type::TSS_BUSY => true,
+            system_type::CALL_GATE => !limit,
+            _ => false,
+        };
+        (descriptor.is_segment() || system) && visible(ctx, selector, descriptor)
+    });
+    if let Some((_, descriptor)) = found {
+        let value = if limit {
+            u64::from(descriptor.limit())
+        } else {
+            // Descriptor bits 40 to 55 in their places (APM vol. 3, LAR).
+            (descriptor.0 >> 32) & 0x00ff_ff00
+        };
+        let register: Register = ctx.instr.op0_register();
+        ctx.set_register(register, value);
+    }
+    ctx.set_flag(rflags::ZF, found.is_some());
+    Ok(Outcome::Next)
+}
+
+/// VERR and VERW: ZF.
+pub(super) fn verify(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let write = ctx.instr.mnemonic() == Mnemonic::Verw;
+    let allowed = tested(ctx, 0)?.is_some_and(|(selector, descriptor)| {
+        let kind = if write {
+            descriptor.is_writable_data()
+        } else {
+            descriptor.is_readable()
+        };
+        kind && visible(ctx, selector, descriptor)
+    });
+    ctx.set_flag(rflags::ZF, allowed);
+    Ok(Outcome::Next)
+}

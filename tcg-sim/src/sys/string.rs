@@ -1,0 +1,356 @@
+//! MOVS, STOS, LODS, SCAS and CMPS, with and without REP (SDM vol. 2, REP; vol. 1, 7.3.9).
+//!
+//! Iterations are exact: registers are updated after each (or after each chunk that cannot fault),
+//! so that a fault or the limit leaves what the completed iterations left. A chunk covers what both
+//! operands have inside one page.
+
+use super::context::{Context, Place, mask};
+use super::{Fault, Outcome, run};
+use crate::mmu::is_canonical;
+use iced_x86::{Instruction, Mnemonic, OpKind};
+use machine::state::{Gpr, cr0, rflags};
+
+/// Which family.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Movs,
+    Stos,
+    Lods,
+    Scas,
+    Cmps,
+}
+
+/// When a repetition ends before the counter does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Once,
+    Counted,
+    WhileEqual,
+    WhileDifferent,
+}
+
+/// What stays the same over all iterations.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Bytes of an element.
+    pub(super) size: usize,
+    /// Bytes of RCX, RSI and RDI that count: 4 or 8.
+    address: usize,
+    /// Base of the source segment.
+    source_base: u64,
+    /// DF.
+    backward: bool,
+}
+
+impl Shape {
+    pub(super) fn of(ctx: &Context, size: usize) -> Self {
+        Self {
+            size,
+            address: ctx.address_size(),
+            source_base: ctx.segment_base(ctx.instr.memory_segment()),
+            backward: ctx.cpu.rflags & rflags::DF != 0,
+        }
+    }
+
+    fn pointer(&self, ctx: &Context, register: Gpr) -> u64 {
+        ctx.gpr(register) & mask(self.address)
+    }
+
+    pub(super) fn source(&self, ctx: &Context) -> Place {
+        let stack = ctx.instr.memory_segment() == iced_x86::Register::SS;
+        Place {
+            stack,
+            va: self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi)),
+        }
+    }
+
+    pub(super) fn destination(&self, ctx: &Context) -> Place {
+        Place {
+            stack: false,
+            va: self.pointer(ctx, Gpr::Rdi),
+        }
+    }
+
+    /// Moves a pointer register by `n` elements.
+    pub(super) fn advance(&self, ctx: &mut Context, register: Gpr, n: u64) {
+        let bytes = n.wrapping_mul(self.size as u64);
+        let old = ctx.gpr(register);
+        let new = if self.backward {
+            old.wrapping_sub(bytes)
+        } else {
+            old.wrapping_add(bytes)
+        };
+        ctx.set_gpr(register, new & mask(self.address));
+    }
+
+    pub(super) fn counter(&self, ctx: &Context) -> u64 {
+        self.pointer(ctx, Gpr::Rcx)
+    }
+
+    pub(super) fn count_down(&self, ctx: &mut Context, n: u64) {
+        let left = self.counter(ctx).wrapping_sub(n);
+        ctx.set_gpr(Gpr::Rcx, left & mask(self.address));
+    }
+
+    /// Elements from `va` in the direction of travel whose bytes all lie in the page of `va`.
+    fn elements_in_page(&self, va: u64) -> u64 {
+        let (size, offset) = (self.size as u64, va & 0xfff);
+        match (self.backward, offset + size <= 4096) {
+            (_, false) => 0,
+            (false, _) => (4096 - offset) / size,
+            (true, _) => offset / size + 1,
+        }
+    }
+
+    /// Lowest byte of `n` elements from `va` in the direction of travel.
+    fn lowest(&self, va: u64, n: u64) -> u64 {
+        if self.backward {
+            va.wrapping_sub((n - 1) * self.size as u64)
+        } else {
+            va
+        }
+    }
+}
+
+/// Whether a REP, REPE or REPNE prefix repeats this string instruction.
+pub(super) fn is_repeated(instr: &Instruction) -> bool {
+    instr.has_rep_prefix() || instr.has_repne_prefix()
+}
+
+fn kind_of(instr: &Instruction) -> Kind {
+    match instr.mnemonic() {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => Kind::Movs,
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => Kind::Stos,
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => Kind::Lods,
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => Kind::Scas,
+        _ => Kind::Cmps,
+    }
+}
+
+fn repeat_of(instr: &Instruction, kind: Kind) -> Repeat {
+    match (kind, instr.has_rep_prefix(), instr.has_repne_prefix()) {
+        (_, false, false) => Repeat::Once,
+        (Kind::Scas | Kind::Cmps, true, _) => Repeat::WhileEqual,
+        (Kind::Scas | Kind::Cmps, _, true) => Repeat::WhileDifferent,
+        _ => Repeat::Counted,
+    }
+}
+
+/// Whether an instruction is one of this family (MOVSD and CMPSD are also SSE mnemonics).
+pub(super) fn is_string(instr: &Instruction) -> bool {
+    let memory = |kind| {
+        matches!(
+            kind,
+            OpKind::MemorySegRSI | OpKind::MemorySegESI | OpKind::MemoryESRDI | OpKind::MemoryESEDI
+        )
+    };
+    memory(instr.op0_kind()) || memory(instr.op1_kind())
+}
+
+/// Executes one string instruction, at most `max` iterations.
+pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
+    let kind = kind_of(ctx.instr);
+    let repeat = repeat_of(ctx.instr, kind);
+    let shape = Shape::of(ctx, ctx.instr.memory_size().size());
+    if repeat == Repeat::Once {
+        element(ctx, kind, shape)?;
+        return Ok(Outcome::Next);
+    }
+    let mut done = 0;
+    loop {
+        let left = shape.counter(ctx);
+        if left == 0 {
+            return Ok(Outcome::Next);
+        }
+        if done == max {
+            return Ok(Outcome::RepPartial { done });
+        }
+        let budget = left.min(max - done);
+        let n = match chunk(ctx, kind, repeat, shape, budget)? {
+            0 => {
+                element(ctx, kind, shape)?;
+                1
+            }
+            n => n,
+        };
+        shape.count_down(ctx, n);
+        done += n;
+        let equal = ctx.cpu.rflags & rflags::ZF != 0;
+        match repeat {
+            Repeat::WhileEqual if !equal => return Ok(Outcome::Next),
+            Repeat::WhileDifferent if equal => return Ok(Outcome::Next),
+            _ => {}
+        }
+    }
+}
+
+/// One iteration through the bus, RCX apart.
+fn element(ctx: &mut Context, kind: Kind, shape: Shape) -> Result<(), Fault> {
+    let size = shape.size;
+    let (source, destination) = (shape.source(ctx), shape.destination(ctx));
+    let accumulator = ctx.gpr(Gpr::Rax) & mask(size);
+    match kind {
+        Kind::Movs => {
+            let value = ctx.load(source, size)?;
+            ctx.store(destination, size, value)?;
+        }
+        Kind::Stos => ctx.store(destination, size, accumulator)?,
+        Kind::Lods => {
+            let value = ctx.load(source, size)?;
+            set_accumulator(ctx, size, value);
+        }
+        Kind::Scas => {
+            let value = ctx.load(destination, size)?;
+            compare_flags(ctx, size, accumulator, value);
+        }
+        Kind::Cmps => {
+            let first = ctx.load(source, size)?;
+            let second = ctx.load(destination, size)?;
+            compare_flags(ctx, size, first, second);
+        }
+    }
+    step(ctx, kind, shape, 1);
+    Ok(())
+}
+
+/// Moves the pointers that a family uses.
+fn step(ctx: &mut Context, kind: Kind, shape: Shape, n: u64) {
+    if matches!(kind, Kind::Movs | Kind::Lods | Kind::Cmps) {
+        shape.advance(ctx, Gpr::Rsi, n);
+    }
+    if kind != Kind::Lods {
+        shape.advance(ctx, Gpr::Rdi, n);
+    }
+}
+
+fn set_accumulator(ctx: &mut Context, size: usize, value: u64) {
+    let old = ctx.gpr(Gpr::Rax);
+    let new = if size >= 4 {
+        value
+    } else {
+        (old & !mask(size)) | value
+    };
+    ctx.set_gpr(Gpr::Rax, new);
+}
+
+/// The six arithmetic flags of `a - b`.
+pub(super) fn compare_flags(ctx: &mut Context, size: usize, a: u64, b: u64) {
+    let sign = 1u64 << (size * 8 - 1);
+    let difference = a.wrapping_sub(b) & mask(size);
+    ctx.set_flag(rflags::CF, a < b);
+    ctx.set_flag(
+        rflags::PF,
+        (difference as u8).count_ones().is_multiple_of(2),
+    );
+    ctx.set_flag(rflags::AF, (a ^ b ^ difference) & 0x10 != 0);
+    ctx.set_flag(rflags::ZF, difference == 0);
+    ctx.set_flag(rflags::SF, difference & sign != 0);
+    ctx.set_flag(rflags::OF, (a ^ b) & (a ^ difference) & sign != 0);
+}
+
+/// Up to `budget` iterations on host memory; returns how many were done, 0 where only the bus can.
+fn chunk(
+    ctx: &mut Context,
+    kind: Kind,
+    repeat: Repeat,
+    shape: Shape,
+    budget: u64,
+) -> Result<u64, Fault> {
+    let uses_source = kind != Kind::Stos && kind != Kind::Scas;
+    let uses_destination = kind != Kind::Lods;
+    let (source, destination) = (shape.source(ctx).va, shape.destination(ctx).va);
+    let mut n = budget;
+    for (used, va) in [(uses_source, source), (uses_destination, destination)] {
+        if used {
+            n = n.min(shape.elements_in_page(va));
+            if !is_canonical(va) {
+                return Ok(0);
+            }
+        }
+    }
+    // Misaligned elements may have to fault, and the last element of a page leaves no chunk.
+    let alignment_checks = ctx.cpu.cr0 & cr0::AM != 0 && ctx.cpu.rflags & rflags::AC != 0;
+    if n < 2 || alignment_checks {
+        return Ok(0);
+    }
+    // Pointers wrap at 4 GiB between pages only, so a chunk inside a page never wraps.
+    let bytes = n as usize * shape.size;
+    let mut from = None;
+    if uses_source {
+        from = ctx
+            .bus
+            .host_run(ctx.cpu, shape.lowest(source, n), bytes, false)?;
+        if from.is_none() {
+            return Ok(0);
+        }
+    }
+    let mut to = None;
+    if uses_destination {
+        let write = matches!(kind, Kind::Movs | Kind::Stos);
+        to = ctx
+            .bus
+            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, write)?;
+        if to.is_none() {
+            return Ok(0);
+        }
+    }
+    let elements = run::Elements {
+        size: shape.size,
+        count: n as usize,
+        backward: shape.backward,
+    };
+    let done = perform(ctx, kind, repeat, elements, (from, to));
+    step(ctx, kind, shape, done);
+    Ok(done)
+}
+
+/// Does the iterations of a chunk and returns their number: fewer where a comparison ends them.
+fn perform(
+    ctx: &mut Context,
+    kind: Kind,
+    repeat: Repeat,
+    elements: run::Elements,
+    pointers: (Option<*mut u8>, Option<*mut u8>),
+) -> u64 {
+    let size = elements.size;
+    let accumulator = ctx.gpr(Gpr::Rax) & mask(size);
+    match (kind, pointers) {
+        (Kind::Movs, (Some(from), Some(to))) => run::copy(from, to, elements),
+        (Kind::Stos, (_, Some(to))) => run::fill(to, accumulator, elements),
+        (Kind::Lods, (Some(from), _)) => {
+            let value = run::load(from, elements.count - 1, elements);
+            set_accumulator(ctx, size, value);
+        }
+        (Kind::Scas, (_, Some(to))) => {
+            return compare(
+                ctx,
+                repeat,
+                elements,
+                |_| accumulator,
+                |i| run::load(to, i, elements),
+            );
+        }
+        (Kind::Cmps, (Some(from), Some(to))) => {
+            let first = |i| run::load(from, i, elements);
+            return compare(ctx, repeat, elements, first, |i| run::load(to, i, elements));
+        }
+        _ => unreachable!("a chunk has the pointers its family uses"),
+    }
+    elements.count as u64
+}
+
+/// Compares element by element until the repetition ends; flags are those of the last comparison.
+fn compare(
+    ctx: &mut Context,
+    repeat: Repeat,
+    elements: run::Elements,
+    first: impl Fn(usize) -> u64,
+    second: impl Fn(usize) -> u64,
+) -> u64 {
+    let goes_on_when_equal = repeat == Repeat::WhileEqual;
+    let last = (0..elements.count)
+        .find(|&i| (first(i) == second(i)) != goes_on_when_equal)
+        .unwrap_or(elements.count - 1);
+    compare_flags(ctx, elements.size, first(last), second(last));
+    last as u64 + 1
+}

@@ -1,0 +1,1 @@
+//! Tests of system semantics on flat RAM with real page tables.

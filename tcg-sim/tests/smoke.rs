@@ -1,0 +1,99 @@
+//! The engine on small programs, with results worked out by hand.
+
+use iced_x86::code_asm::*;
+use machine::cpuid::CpuidTable;
+use machine::ram::Ram;
+use machine::state::CpuState;
+use machine::units::{GuestPhys, Position};
+use machine::vcpu::{Exit, Vcpu};
+use std::sync::Arc;
+use tcg_sim::{Engine, EngineOptions};
+
+const CODE: u64 = 0x1_0000;
+const STACK: u64 = 0x2_0000;
+const TABLES: u64 = 0x1000;
+
+/// RAM with the first GiB mapped to itself in 2 MiB pages, and `code` at [`CODE`].
+fn guest(code: &[u8]) -> Arc<Ram> {
+    let ram = Ram::new(8 << 20).unwrap();
+    ram.write(GuestPhys(TABLES), &(TABLES + 0x1000 | 7).to_le_bytes())
+        .unwrap();
+    ram.write(
+        GuestPhys(TABLES + 0x1000),
+        &(TABLES + 0x2000 | 7).to_le_bytes(),
+    )
+    .unwrap();
+    for index in 0..512u64 {
+        let entry = index << 21 | 0x87;
+        ram.write(GuestPhys(TABLES + 0x2000 + 8 * index), &entry.to_le_bytes())
+            .unwrap();
+    }
+    ram.write(GuestPhys(CODE), code).unwrap();
+    Arc::new(ram)
+}
+
+fn run(one: bool, steps: u64, build: impl FnOnce(&mut CodeAssembler)) -> (CpuState, Arc<Ram>) {
+    let mut asm = CodeAssembler::new(64).unwrap();
+    build(&mut asm);
+    let ram = guest(&asm.assemble(CODE).unwrap());
+    let options = EngineOptions {
+        one_instruction_blocks: one,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(ram.clone(), CpuidTable::x86_64_v2(), options).unwrap();
+    engine
+        .load(
+            &CpuState::long_mode(CODE, STACK, TABLES),
+            Position::default(),
+        )
+        .unwrap();
+    assert_eq!(
+        engine.run(Some(Position::at(steps))).unwrap(),
+        Exit::Reached
+    );
+    assert_eq!(engine.position(), Some(Position::at(steps)));
+    (engine.save().unwrap(), ram)
+}
+
+#[test]
+fn loops_calls_and_memory_give_the_same_state_in_both_modes_at_every_step() {
+    let program = |a: &mut CodeAssembler| {
+        let (mut again, mut function) = (a.create_label(), a.create_label());
+        a.mov(rcx, 5u64).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.mov(r10, 0x3_0000u64).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.add(rax, rcx).unwrap();
+        a.mov(qword_ptr(r10 + rcx * 8 - 4), rax).unwrap();
+        a.push(r14).unwrap();
+        a.call(function).unwrap();
+        a.pop(r14).unwrap();
+        a.dec(rcx).unwrap();
+        a.jne(again).unwrap();
+        a.mov(rdi, r10).unwrap();
+        a.mov(ch, byte_ptr(rdi + 12)).unwrap();
+        a.movzx(esp, ch).unwrap();
+        a.jmp(again).unwrap();
+        a.set_label(&mut function).unwrap();
+        a.lea(r14, qword_ptr(r14 + rax)).unwrap();
+        a.xchg(r14, r11).unwrap();
+        a.ret().unwrap();
+    };
+    for steps in 0..60 {
+        let (fast, fast_ram) = run(false, steps, program);
+        let (slow, slow_ram) = run(true, steps, program);
+        assert_eq!(fast, slow, "after {steps} steps");
+        for gfn in 0..fast_ram.frames() {
+            let gfn = machine::units::Gfn(gfn);
+            assert!(
+                fast_ram.page(gfn) == slow_ram.page(gfn),
+                "{gfn} after {steps} steps"
+            );
+        }
+    }
+    let (state, _) = run(false, 3 + 5 * 10, program);
+    assert_eq!(
+        (state.gpr[0], state.gpr[1], state.rip > CODE),
+        (15, 0, true)
+    );
+}
