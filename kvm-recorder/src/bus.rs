@@ -1,6 +1,7 @@
 //! What the recording loop needs of the devices.
 
 use machine::board::{Board, Effects};
+use machine::saved::Blob;
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
@@ -113,7 +114,7 @@ impl Bus for Board {
     fn save(&self) -> Vec<DeviceBlob> {
         vec![DeviceBlob {
             name: "board".into(),
-            bytes: self.save().encode(),
+            bytes: self.save().to_blob(),
         }]
     }
 }
