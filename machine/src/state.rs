@@ -2,6 +2,7 @@
 //!
 //! These are runtime types; the saved form is versioned and separate.
 
+mod save;
 mod validate;
 
 pub use validate::InvalidState;

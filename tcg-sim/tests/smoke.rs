@@ -16,11 +16,17 @@ const TABLES: u64 = 0x1000;
 /// RAM with the first GiB mapped to itself in 2 MiB pages, and `code` at [`CODE`].
 fn guest(code: &[u8]) -> Arc<Ram> {
     let ram = Ram::new(8 << 20).unwrap();
-    ram.write(GuestPhys(TABLES), &(TABLES + 0x1000 | 7).to_le_bytes()).unwrap();
-    ram.write(GuestPhys(TABLES + 0x1000), &(TABLES + 0x2000 | 7).to_le_bytes()).unwrap();
+    ram.write(GuestPhys(TABLES), &(TABLES + 0x1000 | 7).to_le_bytes())
+        .unwrap();
+    ram.write(
+        GuestPhys(TABLES + 0x1000),
+        &(TABLES + 0x2000 | 7).to_le_bytes(),
+    )
+    .unwrap();
     for index in 0..512u64 {
         let entry = index << 21 | 0x87;
-        ram.write(GuestPhys(TABLES + 0x2000 + 8 * index), &entry.to_le_bytes()).unwrap();
+        ram.write(GuestPhys(TABLES + 0x2000 + 8 * index), &entry.to_le_bytes())
+            .unwrap();
     }
     ram.write(GuestPhys(CODE), code).unwrap();
     Arc::new(ram)
@@ -30,10 +36,21 @@ fn run(one: bool, steps: u64, build: impl FnOnce(&mut CodeAssembler)) -> (CpuSta
     let mut asm = CodeAssembler::new(64).unwrap();
     build(&mut asm);
     let ram = guest(&asm.assemble(CODE).unwrap());
-    let options = EngineOptions { one_instruction_blocks: one, ..EngineOptions::default() };
+    let options = EngineOptions {
+        one_instruction_blocks: one,
+        ..EngineOptions::default()
+    };
     let mut engine = Engine::new(ram.clone(), CpuidTable::x86_64_v2(), options).unwrap();
-    engine.load(&CpuState::long_mode(CODE, STACK, TABLES), Position::default()).unwrap();
-    assert_eq!(engine.run(Some(Position::at(steps))).unwrap(), Exit::Reached);
+    engine
+        .load(
+            &CpuState::long_mode(CODE, STACK, TABLES),
+            Position::default(),
+        )
+        .unwrap();
+    assert_eq!(
+        engine.run(Some(Position::at(steps))).unwrap(),
+        Exit::Reached
+    );
     assert_eq!(engine.position(), Some(Position::at(steps)));
     (engine.save().unwrap(), ram)
 }
@@ -68,9 +85,15 @@ fn loops_calls_and_memory_give_the_same_state_in_both_modes_at_every_step() {
         assert_eq!(fast, slow, "after {steps} steps");
         for gfn in 0..fast_ram.frames() {
             let gfn = machine::units::Gfn(gfn);
-            assert!(fast_ram.page(gfn) == slow_ram.page(gfn), "{gfn} after {steps} steps");
+            assert!(
+                fast_ram.page(gfn) == slow_ram.page(gfn),
+                "{gfn} after {steps} steps"
+            );
         }
     }
     let (state, _) = run(false, 3 + 5 * 10, program);
-    assert_eq!((state.gpr[0], state.gpr[1], state.rip > CODE), (15, 0, true));
+    assert_eq!(
+        (state.gpr[0], state.gpr[1], state.rip > CODE),
+        (15, 0, true)
+    );
 }

@@ -2,7 +2,8 @@
 //! index port 0x70, data port 0x71, IRQ8.
 //!
 //! The time of day is virtual time plus an offset that the guest moves by setting the clock; the
-//! weekday always follows from the date. While the guest holds the clock (SET of register B, or the
+//! weekday always follows from the date. As on the chip, a change of the format (register B) leaves
+//! the bytes, so that the guest has to set the clock anew. While the guest holds the clock (SET of register B, or the
 //! divider in reset) the time registers are plain memory. Updates take place at whole seconds of the
 //! divider; a released divider makes the first one after half a second.
 
@@ -429,5 +430,161 @@ impl Device for Cmos {
             high: self.high,
             rose: std::mem::take(&mut self.rose),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn cmos() -> Cmos {
+        Cmos::new(256 << 20, DEFAULT_START_UNIX_S)
+    }
+
+    fn read(cmos: &mut Cmos, register: usize, now: u64) -> u8 {
+        cmos.write(Port(0x70), register as u8, VirtualNanos(now));
+        cmos.read(Port(0x71), VirtualNanos(now))
+    }
+
+    fn write(cmos: &mut Cmos, register: usize, value: u8, now: u64) {
+        cmos.write(Port(0x70), register as u8, VirtualNanos(now));
+        cmos.write(Port(0x71), value, VirtualNanos(now));
+    }
+
+    /// Century, year, month, day, hour, minute, second, weekday.
+    fn time(cmos: &mut Cmos, now: u64) -> [u8; 8] {
+        [CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS, WEEKDAY]
+            .map(|register| read(cmos, register, now))
+    }
+
+    #[test]
+    fn the_time_follows_virtual_time() {
+        let mut cmos = cmos();
+        assert_eq!(time(&mut cmos, 0), [0x20, 0x26, 1, 1, 0, 0, 0, 5]);
+        let late = (59 * 86_400 - 1) * SECOND;
+        let expected = [0x20, 0x26, 2, 0x28, 0x23, 0x59, 0x59, 7];
+        assert_eq!(time(&mut cmos, late), expected);
+        let next = late + SECOND;
+        assert_eq!(time(&mut cmos, next), [0x20, 0x26, 3, 1, 0, 0, 0, 1]);
+    }
+
+    /// As on the chip, a change of format leaves the bytes and the guest sets the clock anew.
+    #[test]
+    fn binary_and_12_hour_formats() {
+        let mut cmos = cmos();
+        write(&mut cmos, REGISTER_B, B_BINARY, 0);
+        assert_eq!(read(&mut cmos, YEAR, 0), 0x26);
+        write(&mut cmos, REGISTER_B, B_SET | B_BINARY, 0);
+        let set = [
+            (CENTURY, 20),
+            (YEAR, 31),
+            (MONTH, 12),
+            (DAY, 31),
+            (HOURS, 12),
+        ];
+        for (register, value) in set {
+            write(&mut cmos, register, value, 0);
+        }
+        write(&mut cmos, REGISTER_B, B_BINARY, 0);
+        let afternoon = (13 * 3600 + 45 * 60) * SECOND;
+        assert_eq!(time(&mut cmos, afternoon), [20, 31, 12, 31, 0x81, 45, 0, 4]);
+        assert_eq!(read(&mut cmos, HOURS, 23 * 3600 * SECOND), 0x8b);
+        assert_eq!(time(&mut cmos, 24 * 3600 * SECOND)[1..5], [32, 1, 1, 12]);
+    }
+
+    #[test]
+    fn the_guest_sets_the_clock_as_linux_does() {
+        let mut cmos = cmos();
+        let now = 10 * SECOND + SECOND / 4;
+        write(&mut cmos, REGISTER_B, B_24_HOURS | B_SET, now);
+        write(&mut cmos, REGISTER_A, 0x76, now);
+        for (register, value) in [
+            (YEAR, 0x31),
+            (MONTH, 0x12),
+            (DAY, 0x31),
+            (HOURS, 0x23),
+            (MINUTES, 0x59),
+            (SECONDS, 0x59),
+        ] {
+            write(&mut cmos, register, value, now);
+        }
+        // Held: neither time nor the written values move.
+        let held = now + 100 * SECOND;
+        let written = [0x20, 0x31, 0x12, 0x31, 0x23, 0x59, 0x59];
+        assert_eq!(time(&mut cmos, held)[..7], written);
+        write(&mut cmos, REGISTER_B, B_24_HOURS, held);
+        write(&mut cmos, REGISTER_A, 0x26, held);
+        // The divider starts half a second before the next update.
+        let half = SECOND / 2;
+        assert_eq!(time(&mut cmos, held + half - 1)[..7], written);
+        let expected = [0x20, 0x32, 1, 1, 0, 0, 0, 5];
+        assert_eq!(time(&mut cmos, held + half), expected);
+    }
+
+    #[test]
+    fn an_update_is_announced() {
+        let mut cmos = cmos();
+        let uip = |cmos: &mut Cmos, now| read(cmos, REGISTER_A, now) & A_UPDATE_IN_PROGRESS != 0;
+        assert!(!uip(&mut cmos, SECOND - 2_228_001));
+        assert!(uip(&mut cmos, SECOND - 2_228_000));
+        assert!(uip(&mut cmos, SECOND - 1));
+        assert!(!uip(&mut cmos, SECOND));
+    }
+
+    #[test]
+    fn each_interrupt_comes_when_it_is_due_and_register_c_ends_it() {
+        let due = |enable: u8, expected: u64| {
+            let mut cmos = cmos();
+            write(&mut cmos, SECONDS_ALARM, 0x30, 0);
+            write(&mut cmos, MINUTES_ALARM, 0xff, 0);
+            write(&mut cmos, HOURS_ALARM, 0x02, 0);
+            write(&mut cmos, REGISTER_B, B_24_HOURS | enable, 0);
+            assert_eq!(cmos.next_deadline(), Some(VirtualNanos(expected)));
+            cmos.advance(VirtualNanos(expected));
+            assert!(cmos.take_line().rose);
+            assert_eq!(cmos.next_deadline(), None);
+            let flags = read(&mut cmos, REGISTER_C, expected);
+            assert_eq!(flags & (enable | C_REQUEST), enable | C_REQUEST);
+            assert_eq!(read(&mut cmos, REGISTER_C, expected), 0);
+            assert!(!cmos.take_line().high);
+            cmos
+        };
+        // 1,024 Hz: 976,562.5 ns.
+        due(PERIODIC, 976_563);
+        due(UPDATE, SECOND);
+        let first = (2 * 3600 + 30) * SECOND;
+        let cmos = due(ALARM, first);
+        assert_eq!(
+            cmos.next_deadline(),
+            Some(VirtualNanos(first + 60 * SECOND))
+        );
+    }
+
+    #[test]
+    fn periodic_rates_as_in_the_data_sheet() {
+        for (rate, hz) in [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)] {
+            let mut cmos = cmos();
+            write(&mut cmos, REGISTER_A, 0x20 | rate, 0);
+            write(&mut cmos, REGISTER_B, PERIODIC, 0);
+            let period = VirtualNanos(SECOND.div_ceil(hz));
+            assert_eq!(cmos.next_deadline(), Some(period), "rate {rate}");
+        }
+    }
+
+    #[test]
+    fn memory_sizes_are_in_the_memory() {
+        let word =
+            |cmos: &mut Cmos, at| u16::from_le_bytes([read(cmos, at, 0), read(cmos, at + 1, 0)]);
+        let mut small = Cmos::new(8 << 20, 0);
+        assert_eq!(word(&mut small, 0x15), 640);
+        assert_eq!(word(&mut small, 0x17), 7 * 1024);
+        assert_eq!(word(&mut small, 0x34), 0);
+        let mut large = cmos();
+        assert_eq!(word(&mut large, 0x17), 0xffff);
+        assert_eq!(word(&mut large, 0x34), 240 * 16);
+        write(&mut large, 0x40, 0x77, 0);
+        assert_eq!(read(&mut large, 0x40, 99), 0x77);
     }
 }

@@ -252,3 +252,65 @@ impl Device for Keyboard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: VirtualNanos = VirtualNanos(0);
+
+    fn command(keyboard: &mut Keyboard, command: u8) -> Option<u8> {
+        keyboard.write(Port(0x64), command, NOW);
+        reply(keyboard)
+    }
+
+    fn reply(keyboard: &mut Keyboard) -> Option<u8> {
+        let full = keyboard.read(Port(0x64), NOW) & STATUS_OUTPUT_FULL != 0;
+        full.then(|| keyboard.read(Port(0x60), NOW))
+    }
+
+    #[test]
+    fn the_controller_answers_and_passes_its_tests() {
+        let mut keyboard = Keyboard::default();
+        assert_eq!(command(&mut keyboard, 0xaa), Some(0x55));
+        assert_eq!(command(&mut keyboard, 0xab), Some(0x00));
+        assert_eq!(command(&mut keyboard, 0x60), None);
+        keyboard.write(Port(0x60), 0x35, NOW);
+        assert_eq!(command(&mut keyboard, 0x20), Some(0x35));
+        assert_eq!(command(&mut keyboard, 0x2a), Some(0));
+    }
+
+    #[test]
+    fn there_is_no_mouse() {
+        let mut keyboard = Keyboard::default();
+        assert_eq!(command(&mut keyboard, 0xd3), None);
+        keyboard.write(Port(0x60), 0x5a, NOW);
+        assert_eq!(keyboard.read(Port(0x64), NOW) & STATUS_AUX, 0);
+        assert_eq!(reply(&mut keyboard), Some(0x5a));
+        assert_eq!(command(&mut keyboard, 0xa9), Some(0x01));
+    }
+
+    #[test]
+    fn a_byte_for_the_absent_keyboard_times_out_at_once_with_an_interrupt() {
+        let mut keyboard = Keyboard::default();
+        command(&mut keyboard, 0x60);
+        keyboard.write(Port(0x60), COMMAND_BYTE_KEYBOARD_INTERRUPT, NOW);
+        keyboard.write(Port(0x60), 0xf2, NOW);
+        assert!(keyboard.take_line().rose);
+        assert_ne!(keyboard.read(Port(0x64), NOW) & STATUS_TIMEOUT, 0);
+        assert_eq!(reply(&mut keyboard), Some(0xfe));
+        assert_eq!(keyboard.take_line(), Line::default());
+        assert_eq!(reply(&mut keyboard), None);
+    }
+
+    #[test]
+    fn a20_reads_back() {
+        let mut keyboard = Keyboard::default();
+        keyboard.write(Port(0x92), 0, NOW);
+        assert_eq!(command(&mut keyboard, 0xd0), Some(0xcd));
+        keyboard.write(Port(0x64), 0xd1, NOW);
+        keyboard.write(Port(0x60), 0xdf, NOW);
+        assert_eq!(keyboard.read(Port(0x92), NOW), 2);
+        assert!(!keyboard.take_reset());
+    }
+}

@@ -441,3 +441,139 @@ impl Device for Uart {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: VirtualNanos = VirtualNanos(0);
+
+    fn write(uart: &mut Uart, register: u16, value: u8) {
+        uart.write(Port(UART_BASE + register), value, NOW);
+    }
+
+    fn read(uart: &mut Uart, register: u16) -> u8 {
+        uart.read(Port(UART_BASE + register), NOW)
+    }
+
+    #[test]
+    fn drivers_recognise_a_16550a() {
+        let mut uart = Uart::default();
+        write(&mut uart, 1, 0xff);
+        assert_eq!(read(&mut uart, 1), 0x0f);
+        write(&mut uart, 1, 0);
+        // Loopback of the modem lines.
+        write(&mut uart, 4, 0x1a);
+        assert_eq!(read(&mut uart, 6) & 0xf0, 0x90);
+        write(&mut uart, 4, 0);
+        write(&mut uart, 2, 1);
+        assert_eq!(read(&mut uart, 2), 0xc1);
+        write(&mut uart, 7, 0xa5);
+        assert_eq!(read(&mut uart, 7), 0xa5);
+        write(&mut uart, 3, 0x83);
+        write(&mut uart, 0, 0x34);
+        write(&mut uart, 1, 0x12);
+        assert_eq!((read(&mut uart, 0), read(&mut uart, 1)), (0x34, 0x12));
+        write(&mut uart, 3, 0x03);
+        assert_eq!(read(&mut uart, 1), 0);
+    }
+
+    #[test]
+    fn enabling_the_transmit_interrupt_raises_it_and_reading_it_clears_it() {
+        let mut uart = Uart::default();
+        write(&mut uart, 4, MCR_OUT2);
+        for _ in 0..2 {
+            write(&mut uart, 1, IER_TRANSMIT_EMPTY);
+            assert_eq!(
+                uart.take_line(),
+                Line {
+                    high: true,
+                    rose: true
+                }
+            );
+            assert_eq!(read(&mut uart, 2), IIR_TRANSMIT_EMPTY);
+            assert_eq!(read(&mut uart, 2), IIR_NONE);
+            write(&mut uart, 1, 0);
+        }
+        write(&mut uart, 1, IER_TRANSMIT_EMPTY);
+        uart.take_line();
+        // A write lowers and raises the line again.
+        write(&mut uart, 0, b'x');
+        assert!(uart.take_line().rose);
+        assert_eq!(uart.take_output(), Some(b'x'));
+        assert_eq!(read(&mut uart, 5), LSR_IDLE);
+    }
+
+    #[test]
+    fn without_out2_the_line_stays_low() {
+        let mut uart = Uart::default();
+        write(&mut uart, 1, IER_TRANSMIT_EMPTY);
+        assert_eq!(uart.take_line(), Line::default());
+        assert_eq!(read(&mut uart, 2), IIR_TRANSMIT_EMPTY);
+    }
+
+    #[test]
+    fn loopback_receives_what_is_sent_and_overruns() {
+        let mut uart = Uart::default();
+        write(&mut uart, 4, MCR_LOOP);
+        write(&mut uart, 1, IER_LINE_STATUS | IER_RECEIVED);
+        write(&mut uart, 0, 1);
+        write(&mut uart, 0, 2);
+        assert_eq!(uart.take_output(), None);
+        assert_eq!(read(&mut uart, 2), IIR_LINE_STATUS);
+        assert_eq!(read(&mut uart, 5), LSR_IDLE | LSR_OVERRUN | LSR_DATA_READY);
+        assert_eq!(read(&mut uart, 2), IIR_RECEIVED);
+        assert_eq!(read(&mut uart, 0), 1);
+        assert_eq!(read(&mut uart, 2), IIR_NONE);
+    }
+
+    #[test]
+    fn input_comes_at_line_speed_and_waits_while_the_fifo_is_full() {
+        let mut uart = Uart::default();
+        write(&mut uart, 2, 0xc1);
+        // 9,600 baud 8n1: 1,041,667 ns per character.
+        write(&mut uart, 3, 0x83);
+        write(&mut uart, 0, 12);
+        write(&mut uart, 3, 0x03);
+        let input: Vec<u8> = (0..40).collect();
+        assert_eq!(uart.push_input(&input, NOW), 40);
+        uart.advance(VirtualNanos(3 * 1_041_667 - 1));
+        assert_eq!(uart.received, [0, 1]);
+        uart.advance(VirtualNanos(1_000_000_000));
+        assert_eq!(uart.received.len(), FIFO_BYTES);
+        let mut now = 1_000_000_000;
+        let mut text = Vec::new();
+        while text.len() < input.len() {
+            assert_eq!(uart.line_errors, 0);
+            text.push(uart.read(Port(UART_BASE), VirtualNanos(now)));
+            now += 2_000_000;
+        }
+        assert_eq!(text, input);
+    }
+
+    #[test]
+    fn too_much_input_is_refused_not_lost() {
+        let mut uart = Uart::default();
+        let much = vec![b'x'; INPUT_BACKLOG_BYTES + 5];
+        assert_eq!(uart.push_input(&much, NOW), INPUT_BACKLOG_BYTES);
+        assert_eq!(uart.push_input(b"y", NOW), 0);
+    }
+
+    #[test]
+    fn the_trigger_level_and_the_time_out_raise_different_interrupts() {
+        let mut uart = Uart::default();
+        write(&mut uart, 2, 0x41);
+        write(&mut uart, 1, IER_RECEIVED);
+        uart.push_input(b"abcde", NOW);
+        let character = uart.character_ns().unwrap();
+        let iir = |uart: &mut Uart, at| uart.read(Port(UART_BASE + 2), VirtualNanos(at));
+        assert_eq!(iir(&mut uart, 3 * character), 0xc1);
+        assert_eq!(iir(&mut uart, 4 * character), 0xc4);
+        let late = 5 * character;
+        for _ in 0..2 {
+            uart.read(Port(UART_BASE), VirtualNanos(late));
+        }
+        assert_eq!(iir(&mut uart, late + 4 * character - 1), 0xc1);
+        assert_eq!(iir(&mut uart, late + 4 * character), 0xcc);
+    }
+}

@@ -2,16 +2,24 @@
 
 use super::soft::Soft;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, SysBus};
+use crate::sys::{AccessKind, Fault, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::PAGE_BYTES;
 
 fn access(cpu: &CpuState, kind: AccessKind, write: bool) -> Access {
-    let kind_of = if write { AccessType::Write } else { AccessType::Read };
+    let kind_of = if write {
+        AccessType::Write
+    } else {
+        AccessType::Read
+    };
     match kind {
         AccessKind::System => Access::system(kind_of),
-        explicit => Access { kind: kind_of, user: explicit.user(cpu), implicit: false },
+        explicit => Access {
+            kind: kind_of,
+            user: explicit.user(cpu),
+            implicit: false,
+        },
     }
 }
 
@@ -24,7 +32,13 @@ impl Soft {
 }
 
 impl SysBus for Soft {
-    fn read(&mut self, cpu: &CpuState, va: u64, bytes: &mut [u8], kind: AccessKind) -> Result<(), Fault> {
+    fn read(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &mut [u8],
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
         let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, false))?;
         let (low, high) = bytes.split_at_mut(first.bytes);
         self.read_piece(first.gpa, low);
@@ -35,7 +49,13 @@ impl SysBus for Soft {
         Ok(())
     }
 
-    fn write(&mut self, cpu: &CpuState, va: u64, bytes: &[u8], kind: AccessKind) -> Result<(), Fault> {
+    fn write(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
         let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, true))?;
         let (low, high) = bytes.split_at(first.bytes);
         self.write_piece(first.gpa, low);
@@ -46,12 +66,28 @@ impl SysBus for Soft {
         Ok(())
     }
 
-    fn prepare_write(&mut self, cpu: &CpuState, va: u64, len: usize, kind: AccessKind) -> Result<(), Fault> {
-        self.pieces(cpu, va, len, access(cpu, kind, true)).map(|_| ())
+    fn prepare_write(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
+        self.pieces(cpu, va, len, access(cpu, kind, true))
+            .map(|_| ())
     }
 
-    fn host_run(&mut self, cpu: &CpuState, va: u64, len: usize, write: bool) -> Result<Option<*mut u8>, Fault> {
-        debug_assert!(va % PAGE_BYTES + len as u64 <= PAGE_BYTES, "a run lies in one page");
+    fn host_run(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        write: bool,
+    ) -> Result<Option<*mut u8>, Fault> {
+        debug_assert!(
+            va % PAGE_BYTES + len as u64 <= PAGE_BYTES,
+            "a run lies in one page"
+        );
         let (piece, _) = self.pieces(cpu, va, len, access(cpu, AccessKind::Data, write))?;
         if self.watched.is_some() || !self.ram.contains(piece.gpa, len as u64) {
             return Ok(None);
@@ -62,6 +98,10 @@ impl SysBus for Soft {
             self.ram_error.get_or_insert(error);
         }
         Ok(Some(self.addend(va, piece.gpa).wrapping_add(va) as *mut u8))
+    }
+
+    fn vendor(&self) -> Vendor {
+        self.vendor
     }
 
     fn cpuid(&self) -> &CpuidTable {

@@ -151,7 +151,13 @@ impl CodeCache {
         Ok((id, writers))
     }
 
-    fn publish(&mut self, key: BlockKey, guest: &GuestCode<'_>, host: u64, translation: Translation) {
+    fn publish(
+        &mut self,
+        key: BlockKey,
+        guest: &GuestCode<'_>,
+        host: u64,
+        translation: Translation,
+    ) {
         let id = BlockId(self.blocks.len() as u32);
         self.blocks.push(Block {
             key,
@@ -175,7 +181,11 @@ impl CodeCache {
         let first = page.blocks.is_empty();
         page.blocks.push(id);
         page.chunks |= chunks;
-        if first { frames.mark_code(gfn) } else { Writers::None }
+        if first {
+            frames.mark_code(gfn)
+        } else {
+            Writers::None
+        }
     }
 
     /// Makes the jump whose displacement is at `link` go to a block of the same page.
@@ -188,14 +198,26 @@ impl CodeCache {
 
     /// Whether bytes of a frame were translated.
     pub(crate) fn overlaps(&self, gfn: Gfn, offset: u64, bytes: u64) -> bool {
-        self.pages.get(&gfn).is_some_and(|page| page.chunks & chunk_mask(offset, bytes) != 0)
+        self.pages
+            .get(&gfn)
+            .is_some_and(|page| page.chunks & chunk_mask(offset, bytes) != 0)
     }
 
     /// Drops the translations made from bytes of a frame. Returns whether there were any; branch
     /// caches must be flushed then.
-    pub(crate) fn invalidate(&mut self, gfn: Gfn, offset: u64, bytes: u64, frames: &mut Frames) -> bool {
+    pub(crate) fn invalidate(
+        &mut self,
+        gfn: Gfn,
+        offset: u64,
+        bytes: u64,
+        frames: &mut Frames,
+    ) -> bool {
         let mask = chunk_mask(offset, bytes);
-        let Some(page) = self.pages.get_mut(&gfn).filter(|page| page.chunks & mask != 0) else {
+        let Some(page) = self
+            .pages
+            .get_mut(&gfn)
+            .filter(|page| page.chunks & mask != 0)
+        else {
             return false;
         };
         let all = std::mem::take(&mut page.blocks);
@@ -222,7 +244,11 @@ impl CodeCache {
 
     fn chunks_in(&self, id: BlockId, gfn: Gfn) -> u64 {
         let block = self.block(id);
-        let first = if block.key.gfn == gfn { block.chunks } else { 0 };
+        let first = if block.key.gfn == gfn {
+            block.chunks
+        } else {
+            0
+        };
         first | u64::from(block.second == Some(gfn))
     }
 

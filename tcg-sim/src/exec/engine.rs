@@ -3,13 +3,12 @@
 use super::cache::CodeCache;
 use super::soft::{Piece, Soft};
 use super::traps;
-use super::units;
 use crate::jit::block::{BlockId, MemoryAccess, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
 use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType, is_canonical};
-use crate::sys::{self, Event, Fault, vector};
+use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
@@ -38,7 +37,10 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { code_bytes: 64 << 20, one_instruction_blocks: false }
+        Self {
+            code_bytes: 64 << 20,
+            one_instruction_blocks: false,
+        }
     }
 }
 
@@ -104,8 +106,10 @@ pub struct Engine {
     pub(super) alone: bool,
     /// Most REP iterations of one call into the semantics.
     pub(super) rep_limit: u64,
-    /// The instruction entered a handler by itself (INT n, SYSCALL), which cleared TF.
-    pub(super) entered_handler: bool,
+    /// TF was set when the instruction that runs alone began.
+    pub(super) traced: bool,
+    /// What the semantics say about a single-step trap after an instruction that Rust executed.
+    pub(super) single_step: Option<bool>,
     /// What translations of addresses depend on beside CR3.
     pub(super) paging_bits: [u64; 3],
     /// Data breakpoints hit by the executing instruction.
@@ -113,8 +117,6 @@ pub struct Engine {
     pub(super) options: EngineOptions,
     pub(super) counters: EngineCounters,
     pub(super) kick: Arc<KickFlag>,
-    /// The recording host's rules for what vendors do differently.
-    pub(super) amd: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -131,19 +133,31 @@ impl Engine {
     /// # Errors
     /// [`VcpuError::Host`] if the host gives no code memory; [`VcpuError::Protocol`] if its CPU lacks
     /// BMI2, which translated code needs.
-    pub fn new(ram: Arc<Ram>, cpuid: CpuidTable, options: EngineOptions) -> Result<Self, VcpuError> {
+    pub fn new(
+        ram: Arc<Ram>,
+        cpuid: CpuidTable,
+        options: EngineOptions,
+    ) -> Result<Self, VcpuError> {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let amd = host_is_amd();
-        let decoder_options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
-        let cache = CodeCache::new(options.code_bytes, decoder_options)
-            .map_err(|source| VcpuError::Host { operation: "mapping code memory", source })?;
+        let vendor = host_vendor();
+        let decoder_options = if vendor == Vendor::Amd {
+            DecoderOptions::AMD
+        } else {
+            DecoderOptions::NONE
+        };
+        let cache = CodeCache::new(options.code_bytes, decoder_options).map_err(|source| {
+            VcpuError::Host {
+                operation: "mapping code memory",
+                source,
+            }
+        })?;
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
             cpu,
-            soft: Soft::new(ram, cpuid, cache),
+            soft: Soft::new(ram, cpuid, cache, vendor),
             deadline: 0,
             rep_iterations: 0,
             pending: None,
@@ -153,13 +167,13 @@ impl Engine {
             retired: false,
             alone: false,
             rep_limit: REP_QUANTUM,
-            entered_handler: false,
+            traced: false,
+            single_step: None,
             paging_bits: [0; 3],
             watch_hits: 0,
             options,
             counters: EngineCounters::default(),
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
-            amd,
         })
     }
 
@@ -201,7 +215,8 @@ impl Engine {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
         let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
-        self.cpu.rflags = low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+        self.cpu.rflags =
+            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -219,9 +234,8 @@ impl Engine {
 
     /// Whether instructions must run one at a time for what the guest asked for.
     pub(super) fn stepping_needed(&self) -> bool {
-        let alignment_checked = self.cpu.cr0 & cr0::AM != 0
-            && self.cpu.rflags & rflags::AC != 0
-            && self.cpu.cpl() == 3;
+        let alignment_checked =
+            self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
         self.options.one_instruction_blocks
             || self.step_alone
             || self.cpu.dr7 & 0xff != 0
@@ -254,7 +268,11 @@ impl Engine {
     pub(super) fn deliver_fault(&mut self, fault: Fault) -> Left {
         self.pull();
         self.add_steps(1);
-        if self.deliver(Event::fault(fault)) { Left::Boundary } else { Left::Exit(Exit::Shutdown) }
+        if self.deliver(Event::fault(fault)) {
+            Left::Boundary
+        } else {
+            Left::Exit(Exit::Shutdown)
+        }
     }
 
     /// What must be reported at this boundary before anything runs.
@@ -291,11 +309,17 @@ impl Engine {
     pub(super) fn position_now(&self) -> Position {
         let budget = self.soft.core().budget;
         let steps = Steps(self.deadline.wrapping_sub(budget as u64));
-        Position { steps, rep_iterations: self.rep_iterations }
+        Position {
+            steps,
+            rep_iterations: self.rep_iterations,
+        }
     }
 
     pub(super) fn here(&mut self) -> Position {
-        Position { steps: Steps(self.steps()), rep_iterations: self.rep_iterations }
+        Position {
+            steps: Steps(self.steps()),
+            rep_iterations: self.rep_iterations,
+        }
     }
 
     pub(super) fn run_loop(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
@@ -328,7 +352,8 @@ impl Engine {
         // A shadow ends after one instruction, and what it hid must be seen then.
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
         self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
-        let (shadow, resume_flag, start) = (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.steps());
+        let (shadow, resume_flag, start) =
+            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.steps());
         self.cpu.shadow = Shadow::None;
         self.cpu.rflags &= !rflags::RF;
         let left = self.run_blocks()?;
@@ -343,8 +368,15 @@ impl Engine {
     /// Runs translated code from `cpu.rip` until the budget ends or something needs a boundary.
     fn run_blocks(&mut self) -> Result<Left, VcpuError> {
         let remaining = self.env().core.budget.clamp(1, i64::from(FULL)) as u8;
-        let limit = if remaining < FULL { self.limit_for(remaining) } else { FULL };
-        let mut block = match self.soft.block_for(&self.cpu, self.cpu.rip, self.mode, limit) {
+        let limit = if remaining < FULL {
+            self.limit_for(remaining)
+        } else {
+            FULL
+        };
+        let mut block = match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode, limit)
+        {
             Ok(block) => block,
             Err(fault) => return Ok(self.deliver_fault(fault)),
         };
@@ -377,7 +409,10 @@ impl Engine {
 
     /// A short budget runs a block of full length if it fits: only the runtime knows its length.
     fn limit_for(&mut self, remaining: u8) -> u8 {
-        match self.soft.block_for(&self.cpu, self.cpu.rip, self.mode, FULL) {
+        match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode, FULL)
+        {
             Ok(id) if self.soft.cache.block(id).insns.len() <= usize::from(remaining) => FULL,
             _ => remaining,
         }
@@ -400,9 +435,10 @@ impl Engine {
         let site = self.soft.cache.site(number as u32);
         match site.kind {
             SiteKind::Memory { access, direct } => Ok(self.handle_memory(site, access, direct)),
-            SiteKind::Execute { instruction, resume } => {
-                self.handle_execute(site, &instruction, resume)
-            }
+            SiteKind::Execute {
+                instruction,
+                resume,
+            } => self.handle_execute(site, &instruction, resume),
             SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
             SiteKind::Budget => {
@@ -424,7 +460,11 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
-        self.cpu.rip = self.env().core.page_base.wrapping_add(u64::from(insn.offset));
+        self.cpu.rip = self
+            .env()
+            .core
+            .page_base
+            .wrapping_add(u64::from(insn.offset));
     }
 
     fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
@@ -451,12 +491,18 @@ impl Engine {
     /// Prepares an access of translated code. `None`: the instruction must run alone.
     fn access(&mut self, va: u64, access: MemoryAccess, alone: bool) -> Result<Option<u64>, Fault> {
         let bytes = usize::from(access.bytes);
-        let kind = if access.write { AccessType::Write } else { AccessType::Read };
+        let kind = if access.write {
+            AccessType::Write
+        } else {
+            AccessType::Read
+        };
         if alone {
             self.check_alignment(va, access)?;
         }
         let stack_fault = |fault: Fault| match fault {
-            Fault { vector: vector::GP, .. } if access.stack => Fault::SS0,
+            Fault {
+                vector: vector::GP, ..
+            } if access.stack => Fault::SS0,
             other => other,
         };
         let at = Access::at_cpl(kind, self.mode.cpl());
@@ -471,7 +517,10 @@ impl Engine {
         }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
         if !soft.is_ram(mapping.gpa.gfn()) {
-            let piece = Piece { gpa: mapping.gpa, bytes };
+            let piece = Piece {
+                gpa: mapping.gpa,
+                bytes,
+            };
             return Ok(alone.then(|| self.bounce(va, piece, None, access)));
         }
         if access.write {
@@ -495,9 +544,8 @@ impl Engine {
         if access.alignment != 0 && va & u64::from(access.alignment) != 0 && (va & 0xfff) > 0xff0 {
             return Err(Fault::GP0);
         }
-        let checked = self.cpu.cr0 & cr0::AM != 0
-            && self.cpu.rflags & rflags::AC != 0
-            && self.cpu.cpl() == 3;
+        let checked =
+            self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
         let natural = u64::from(access.bytes).next_power_of_two().min(8);
         if checked && va & (natural - 1) != 0 && access.bytes != 16 {
             return Err(Fault::AC);
@@ -506,18 +554,29 @@ impl Engine {
     }
 
     /// Stages an access in the bounce buffer; returns the addend that leads there.
-    fn bounce(&mut self, va: u64, first: Piece, second: Option<Piece>, access: MemoryAccess) -> u64 {
+    fn bounce(
+        &mut self,
+        va: u64,
+        first: Piece,
+        second: Option<Piece>,
+        access: MemoryAccess,
+    ) -> u64 {
         // The same alignment as the address, so that alignment faults stay what they are.
         let offset = (va & 63) as usize;
         let mut bytes = [0; 64];
         let total = first.bytes + second.map_or(0, |piece| piece.bytes);
         self.soft.read_piece(first.gpa, &mut bytes[..first.bytes]);
         if let Some(second) = second {
-            self.soft.read_piece(second.gpa, &mut bytes[first.bytes..total]);
+            self.soft
+                .read_piece(second.gpa, &mut bytes[first.bytes..total]);
         }
         self.watch(va, total as u64, access.write);
         if access.write {
-            self.owed = Some(Owed { first, second, offset });
+            self.owed = Some(Owed {
+                first,
+                second,
+                offset,
+            });
         }
         let buffer = &mut self.env().core.bounce.0;
         buffer[offset..offset + total].copy_from_slice(&bytes[..total]);
@@ -527,29 +586,40 @@ impl Engine {
 
     /// Writes what the finished instruction left in the bounce buffer.
     pub(super) fn pay(&mut self) {
-        let Some(Owed { first, second, offset }) = self.owed.take() else { return };
+        let Some(Owed {
+            first,
+            second,
+            offset,
+        }) = self.owed.take()
+        else {
+            return;
+        };
         let bytes: Vec<u8> = self.env().core.bounce.0[offset..offset + 64].to_vec();
         self.soft.write_piece(first.gpa, &bytes[..first.bytes]);
         if let Some(second) = second {
-            self.soft.write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
+            self.soft
+                .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
         }
     }
 
     /// Compares an access with the data breakpoints.
     fn watch(&mut self, va: u64, bytes: u64, write: bool) {
         if self.cpu.dr7 & 0xff != 0 {
-            self.watch_hits |= units::data_hits(&self.cpu, va, bytes, write);
+            self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
         }
     }
 
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
         let rip = self.env().core.page_base.wrapping_add_signed(target);
-        let Some(link) = link.filter(|_| self.env().core.budget > 0) else { return Next::Go(rip) };
+        let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
+            return Next::Go(rip);
+        };
         let flushes = self.soft.cache.flushes;
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
                 let straddles = self.soft.cache.block(block).second.is_some();
-                if flushes == self.soft.cache.flushes && !straddles && self.soft.is_published(block) {
+                if flushes == self.soft.cache.flushes && !straddles && self.soft.is_published(block)
+                {
                     self.soft.cache.link(link, block);
                 }
                 Next::Resume(self.soft.cache.block(block).near)
@@ -564,8 +634,10 @@ impl Engine {
         if !is_canonical(rip) {
             // The branch itself faults, with nothing done.
             let block = self.soft.cache.block(site.block);
-            let (offset, counted) =
-                (block.insns[usize::from(site.index)].offset, !block.key.mode.is_one_step());
+            let (offset, counted) = (
+                block.insns[usize::from(site.index)].offset,
+                !block.key.mode.is_one_step(),
+            );
             let core = &mut self.soft.env().core;
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
@@ -601,7 +673,11 @@ impl Engine {
         let trap = traps::last();
         let found = self.soft.cache.block_at(trap.pc).and_then(|block| {
             let index = self.soft.cache.block(block).insn_at(trap.pc)?;
-            Some(Site { block, index: index as u16, kind: SiteKind::Budget })
+            Some(Site {
+                block,
+                index: index as u16,
+                kind: SiteKind::Budget,
+            })
         });
         let Some(site) = found else {
             return Err(self.limit(format!("host trap {} outside any translation", trap.vector)));
@@ -629,7 +705,12 @@ impl Engine {
     pub(super) fn limit(&mut self, what: String) -> VcpuError {
         let rip = self.cpu.rip;
         let bytes = self.soft.peek_code(&self.cpu.clone(), rip);
-        VcpuError::Limit { what, rip, bytes, position: self.here() }
+        VcpuError::Limit {
+            what,
+            rip,
+            bytes,
+            position: self.here(),
+        }
     }
 }
 
@@ -650,8 +731,12 @@ impl Soft {
     }
 }
 
-fn host_is_amd() -> bool {
+fn host_vendor() -> Vendor {
     let leaf = std::arch::x86_64::__cpuid(0);
-    // "AuthenticAMD" and "HygonGenuine".
-    matches!(leaf.ebx, 0x6874_7541 | 0x6f67_7948)
+    // "GenuineIntel" and the designs derived from it; all others follow AMD.
+    if leaf.ebx == 0x756e_6547 {
+        Vendor::Intel
+    } else {
+        Vendor::Amd
+    }
 }

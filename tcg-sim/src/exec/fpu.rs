@@ -98,7 +98,12 @@ pub(crate) fn fxsave_image(fpu: &FpuState, wide: bool, amd: bool) -> [u8; 512] {
 pub(crate) const FXSAVE_WRITTEN: usize = 416;
 
 /// Replaces the FPU state from an FXRSTOR image; false if MXCSR has bits the host does not know.
-pub(crate) fn load_fxsave_image(fpu: &mut FpuState, bytes: &[u8; 512], wide: bool, amd: bool) -> bool {
+pub(crate) fn load_fxsave_image(
+    fpu: &mut FpuState,
+    bytes: &[u8; 512],
+    wide: bool,
+    amd: bool,
+) -> bool {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
@@ -173,19 +178,30 @@ pub(crate) fn exception_waits() -> bool {
 
 /// Runs the instruction on the host's x87 registers and `buffer`. The pointers in the image are the
 /// guest's. No exception may wait before a load.
-pub(crate) fn run_image(operation: Image, short: bool, buffer: &mut [u8; IMAGE_BYTES], core: &mut Core) {
+pub(crate) fn run_image(
+    operation: Image,
+    short: bool,
+    buffer: &mut [u8; IMAGE_BYTES],
+    core: &mut Core,
+) {
     let at = buffer.as_mut_ptr();
     // SAFETY: the buffer holds the longest image; loads raise nothing since no exception waits.
     unsafe {
         match (operation, short) {
             (Image::StoreEnvironment, false) => asm!("fnstenv [{}]", in(reg) at, options(nostack)),
-            (Image::StoreEnvironment, true) => asm!(".byte 0x66", "fnstenv [{}]", in(reg) at, options(nostack)),
+            (Image::StoreEnvironment, true) => {
+                asm!(".byte 0x66", "fnstenv [{}]", in(reg) at, options(nostack))
+            }
             (Image::LoadEnvironment, false) => asm!("fldenv [{}]", in(reg) at, options(nostack)),
-            (Image::LoadEnvironment, true) => asm!(".byte 0x66", "fldenv [{}]", in(reg) at, options(nostack)),
+            (Image::LoadEnvironment, true) => {
+                asm!(".byte 0x66", "fldenv [{}]", in(reg) at, options(nostack))
+            }
             (Image::Save, false) => asm!("fnsave [{}]", in(reg) at, options(nostack)),
             (Image::Save, true) => asm!(".byte 0x66", "fnsave [{}]", in(reg) at, options(nostack)),
             (Image::Restore, false) => asm!("frstor [{}]", in(reg) at, options(nostack)),
-            (Image::Restore, true) => asm!(".byte 0x66", "frstor [{}]", in(reg) at, options(nostack)),
+            (Image::Restore, true) => {
+                asm!(".byte 0x66", "frstor [{}]", in(reg) at, options(nostack))
+            }
         }
     }
     if operation.stores() {

@@ -5,10 +5,10 @@ mod cache;
 mod engine;
 mod fpu;
 mod frames;
+mod operand;
 mod soft;
 mod step;
 mod traps;
-mod units;
 mod vcpu;
 
 pub use engine::{Engine, EngineCounters, EngineOptions};

@@ -11,7 +11,7 @@ use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
-use crate::sys::Fault;
+use crate::sys::{Fault, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
 use machine::state::CpuState;
@@ -37,6 +37,8 @@ pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
+    /// Whose rules the host follows where vendors differ.
+    pub(crate) vendor: Vendor,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
     current: usize,
@@ -58,12 +60,13 @@ pub(crate) struct Piece {
 }
 
 impl Soft {
-    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache) -> Self {
+    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, vendor: Vendor) -> Self {
         let (frames, host_base) = (Frames::new(ram.frames()), ram.host_base() as u64);
         Self {
             ram,
             cpuid,
             cache,
+            vendor,
             frames,
             spaces: vec![Space::new(0)],
             current: 0,
@@ -168,13 +171,21 @@ impl Soft {
     ///
     /// # Errors
     /// The fault of the access; #GP for a non-canonical address.
-    pub(crate) fn translate(&mut self, cpu: &CpuState, va: u64, access: Access) -> Result<Mapping, Fault> {
+    pub(crate) fn translate(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        access: Access,
+    ) -> Result<Mapping, Fault> {
         if !is_canonical(va) {
             return Err(Fault::GP0);
         }
         let paging = Paging::of(cpu);
         let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
-        for (index, gfn) in mapping.frames[..usize::from(mapping.levels)].iter().enumerate() {
+        for (index, gfn) in mapping.frames[..usize::from(mapping.levels)]
+            .iter()
+            .enumerate()
+        {
             let writers = self.frames.mark_table(*gfn, 4 - index as u8, va);
             self.revoke(writers);
         }
@@ -187,7 +198,9 @@ impl Soft {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
         if flags & CODE != 0
-            && self.cache.invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
+            && self
+                .cache
+                .invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
         {
             self.flush_branches();
         }
@@ -203,7 +216,9 @@ impl Soft {
     pub(crate) fn ram_changed(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
         if self.frames.flags(gfn) & CODE != 0
-            && self.cache.invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
+            && self
+                .cache
+                .invalidate(gfn, gpa.0 % PAGE_BYTES, bytes, &mut self.frames)
         {
             self.flush_branches();
         }
@@ -246,11 +261,19 @@ impl Soft {
     pub(crate) fn store_needs_boundary(&mut self, gpa: GuestPhys, bytes: u64) -> bool {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
-        flags & TABLE != 0 || flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes)
+        flags & TABLE != 0
+            || flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes)
     }
 
     /// Caches a translation that the access was granted by.
-    pub(crate) fn fill(&mut self, cpu: &CpuState, va: u64, mapping: &Mapping, mode: Mode, wrote: bool) {
+    pub(crate) fn fill(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        mapping: &Mapping,
+        mode: Mode,
+        wrote: bool,
+    ) {
         let gfn = mapping.gpa.gfn();
         let page = va & !(PAGE_BYTES - 1);
         let addend = self.host_base.wrapping_add(gfn.base().0).wrapping_sub(page);
@@ -303,12 +326,23 @@ impl Soft {
     ///
     /// # Errors
     /// The fault of fetching it.
-    pub(crate) fn block_for(&mut self, cpu: &CpuState, rip: u64, mode: Mode, limit: u8) -> Result<BlockId, Fault> {
+    pub(crate) fn block_for(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        mode: Mode,
+        limit: u8,
+    ) -> Result<BlockId, Fault> {
         if !is_canonical(rip) {
             return Err(Fault::GP0);
         }
         let gfn = self.fetch(cpu, rip)?;
-        let key = BlockKey { gfn, offset: (rip % PAGE_BYTES) as u16, mode, limit };
+        let key = BlockKey {
+            gfn,
+            offset: (rip % PAGE_BYTES) as u16,
+            mode,
+            limit,
+        };
         match self.cache.find(&key) {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
             Some(id) => self.check_second(cpu, rip, key, id),
@@ -317,7 +351,13 @@ impl Soft {
     }
 
     /// A block whose instruction straddles pages is valid while the second page is the same.
-    fn check_second(&mut self, cpu: &CpuState, rip: u64, key: BlockKey, id: BlockId) -> Result<BlockId, Fault> {
+    fn check_second(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        key: BlockKey,
+        id: BlockId,
+    ) -> Result<BlockId, Fault> {
         let next = next_page(rip);
         if !is_canonical(next) {
             return Err(Fault::GP0);
@@ -326,7 +366,8 @@ impl Soft {
         if self.cache.block(id).second == Some(second) {
             return Ok(id);
         }
-        self.cache.invalidate(key.gfn, u64::from(key.offset), 1, &mut self.frames);
+        self.cache
+            .invalidate(key.gfn, u64::from(key.offset), 1, &mut self.frames);
         self.flush_branches();
         self.make_block(cpu, rip, key)
     }
@@ -339,7 +380,11 @@ impl Soft {
         }
         let page = self.code_page(key.gfn);
         let first = &page[usize::from(key.offset)..];
-        let guest = GuestCode { bytes: first, second: None, in_ram: self.is_ram(key.gfn) };
+        let guest = GuestCode {
+            bytes: first,
+            second: None,
+            in_ram: self.is_ram(key.gfn),
+        };
         match self.cache.translate(key, &guest, &mut self.frames) {
             Ok((id, writers)) => {
                 writers.into_iter().for_each(|w| self.revoke(w));
@@ -350,7 +395,13 @@ impl Soft {
         }
     }
 
-    fn make_straddling(&mut self, cpu: &CpuState, rip: u64, key: BlockKey, first: &[u8]) -> Result<BlockId, Fault> {
+    fn make_straddling(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        key: BlockKey,
+        first: &[u8],
+    ) -> Result<BlockId, Fault> {
         let next = next_page(rip);
         if !is_canonical(next) {
             return Err(Fault::GP0);
@@ -359,9 +410,15 @@ impl Soft {
         let mut bytes = first.to_vec();
         bytes.extend(&self.code_page(second)[..15]);
         let in_ram = self.is_ram(key.gfn) && self.is_ram(second);
-        let guest = GuestCode { bytes: &bytes, second: in_ram.then_some(second), in_ram };
-        let (id, writers) =
-            self.cache.translate(key, &guest, &mut self.frames).map_err(|_| Fault::GP0)?;
+        let guest = GuestCode {
+            bytes: &bytes,
+            second: in_ram.then_some(second),
+            in_ram,
+        };
+        let (id, writers) = self
+            .cache
+            .translate(key, &guest, &mut self.frames)
+            .map_err(|_| Fault::GP0)?;
         writers.into_iter().for_each(|w| self.revoke(w));
         Ok(id)
     }
@@ -379,9 +436,15 @@ impl Soft {
 
     /// Up to 15 bytes at `rip` for a message.
     pub(crate) fn peek_code(&mut self, cpu: &CpuState, rip: u64) -> Vec<u8> {
-        let Ok(gfn) = self.fetch(cpu, rip) else { return Vec::new() };
+        let Ok(gfn) = self.fetch(cpu, rip) else {
+            return Vec::new();
+        };
         let page = self.code_page(gfn);
-        page[(rip % PAGE_BYTES) as usize..].iter().take(15).copied().collect()
+        page[(rip % PAGE_BYTES) as usize..]
+            .iter()
+            .take(15)
+            .copied()
+            .collect()
     }
 
     /// Reads one page's part of an access; what is not RAM reads as ones.
@@ -423,12 +486,24 @@ impl Soft {
         let first = self.translate(cpu, va, access)?;
         let room = (PAGE_BYTES - va % PAGE_BYTES) as usize;
         if bytes <= room {
-            return Ok((Piece { gpa: first.gpa, bytes }, None));
+            return Ok((
+                Piece {
+                    gpa: first.gpa,
+                    bytes,
+                },
+                None,
+            ));
         }
         let second = self.translate(cpu, last & !(PAGE_BYTES - 1), access)?;
         Ok((
-            Piece { gpa: first.gpa, bytes: room },
-            Some(Piece { gpa: second.gpa, bytes: bytes - room }),
+            Piece {
+                gpa: first.gpa,
+                bytes: room,
+            },
+            Some(Piece {
+                gpa: second.gpa,
+                bytes: bytes - room,
+            }),
         ))
     }
 }
@@ -437,7 +512,12 @@ const NO_FETCH: (u64, Gfn) = (0, Gfn(0));
 
 impl Space {
     fn new(cr3: u64) -> Self {
-        Self { cr3, env: EnvBox::new(), fetches: Box::new([NO_FETCH; FETCHES]), used: 0 }
+        Self {
+            cr3,
+            env: EnvBox::new(),
+            fetches: Box::new([NO_FETCH; FETCHES]),
+            used: 0,
+        }
     }
 
     fn flush(&mut self) {
@@ -466,7 +546,9 @@ impl PhysMem for Soft {
         // Accessed and dirty bits make no cached translation stale, but code might lie here.
         let gfn = address.gfn();
         if self.frames.flags(gfn) & CODE != 0
-            && self.cache.invalidate(gfn, address.0 % PAGE_BYTES, 8, &mut self.frames)
+            && self
+                .cache
+                .invalidate(gfn, address.0 % PAGE_BYTES, 8, &mut self.frames)
         {
             self.flush_branches();
         }

@@ -1,11 +1,11 @@
 //! Instructions that Rust executes, and instructions that run alone.
 
 use super::engine::{Engine, Left, Next, PendingRead};
-use super::units;
 use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
+use super::operand::memory_operand;
 use crate::jit::block::Site;
 use crate::jit::translate::is_undefined;
-use crate::sys::{self, AccessKind, Event, EventKind, Fault, Outcome, SysBus, vector};
+use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
 use iced_x86::{Instruction, Mnemonic};
 use machine::state::{CpuState, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
@@ -47,10 +47,11 @@ impl Engine {
             self.add_steps(unused);
             return Ok(Next::Resume(resume));
         }
-        self.entered_handler = matches!(
-            instruction.mnemonic(),
-            Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Syscall | Mnemonic::Sysenter
-        );
+        self.single_step = Some(sys::debug::single_steps(
+            &instruction,
+            self.traced,
+            &self.cpu,
+        ));
         self.finish(&instruction, outcome)
     }
 
@@ -62,7 +63,11 @@ impl Engine {
         if moved.is_ip_rel_memory_operand() {
             let displacement = moved.memory_displacement64().wrapping_add(page);
             let narrow = moved.memory_base() == iced_x86::Register::EIP;
-            moved.set_memory_displacement64(if narrow { displacement & 0xffff_ffff } else { displacement });
+            moved.set_memory_displacement64(if narrow {
+                displacement & 0xffff_ffff
+            } else {
+                displacement
+            });
         }
         moved
     }
@@ -78,7 +83,8 @@ impl Engine {
         if is_undefined(instruction) {
             return Err(Fault::UD);
         }
-        if let Some(fault) = units::unit_fault(instruction, &self.cpu) {
+        let class = sys::fpu::classify(instruction);
+        if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
             return Err(fault);
         }
         if let Some(result) = self.execute_fpu(instruction) {
@@ -97,7 +103,10 @@ impl Engine {
             Outcome::RepPartial { done } => self.rep_iterations += done,
             Outcome::PortRead { port, size } => {
                 self.pending = Some(PendingRead::Port(*instruction));
-                return Ok(exit(Exit::PortRead { port: Port(port), size }));
+                return Ok(exit(Exit::PortRead {
+                    port: Port(port),
+                    size,
+                }));
             }
             Outcome::TimestampRead => {
                 self.pending = Some(PendingRead::Timestamp(*instruction));
@@ -114,8 +123,24 @@ impl Engine {
         if matches!(outcome, Outcome::Mode | Outcome::AddressSpace { .. }) {
             self.mode_changed();
         }
-        if let Outcome::PortWrite { port, size, value, .. } = outcome {
-            return Ok(exit(Exit::PortWrite { port: Port(port), size, value }));
+        if let Outcome::PortWrite {
+            port,
+            size,
+            value,
+            retired,
+        } = outcome
+        {
+            if self.alone {
+                self.watch_hits |= sys::debug::port_hits(&self.cpu, port, size);
+                self.collect_watched();
+                // The handler is entered before the write is reported; neither sees the other.
+                self.debug_trap(!retired);
+            }
+            return Ok(exit(Exit::PortWrite {
+                port: Port(port),
+                size,
+                value,
+            }));
         }
         let quiet = matches!(outcome, Outcome::Mode | Outcome::AddressSpace { .. })
             && self.cpu.shadow == Shadow::None
@@ -123,7 +148,11 @@ impl Engine {
             && !self.alone
             && !self.window_requested
             && self.cpu.rflags & rflags::RF == 0;
-        Ok(if quiet { Next::Go(self.cpu.rip) } else { Next::Left(Left::Boundary) })
+        Ok(if quiet {
+            Next::Go(self.cpu.rip)
+        } else {
+            Next::Left(Left::Boundary)
+        })
     }
 
     fn retire(&mut self) {
@@ -146,19 +175,20 @@ impl Engine {
     pub(super) fn step_one(&mut self, rep_limit: u64) -> Result<Left, VcpuError> {
         self.counters.single_steps += 1;
         self.step_alone = false;
-        let traced = self.cpu.rflags & rflags::TF != 0;
-        let shadow = std::mem::take(&mut self.cpu.shadow);
-        if self.cpu.rflags & rflags::RF == 0 && shadow != Shadow::MovSs {
-            let hits = units::instruction_hits(&self.cpu, self.cpu.rip);
-            if hits != 0 {
-                return Ok(self.deliver_fault(Fault::debug(hits)));
-            }
+        self.traced = self.cpu.rflags & rflags::TF != 0;
+        if let Some(fault) = sys::debug::instruction_breakpoint(&self.cpu, self.soft.vendor) {
+            return Ok(self.deliver_fault(fault));
         }
+        self.cpu.shadow = Shadow::None;
         self.cpu.rflags &= !rflags::RF;
         let armed = self.cpu.dr7 & 0xff != 0;
-        (self.watch_hits, self.retired) = (0, false);
+        (self.watch_hits, self.retired, self.single_step) = (0, false, None);
         self.soft.watched = armed.then(Vec::new);
-        self.rep_limit = if traced || armed { 1 } else { rep_limit.max(1) };
+        self.rep_limit = if self.traced || armed {
+            1
+        } else {
+            rep_limit.max(1)
+        };
         (self.alone, self.owed) = (true, None);
         let iterations = self.rep_iterations;
         let left = self.run_alone();
@@ -167,13 +197,16 @@ impl Engine {
         let left = left?;
         let iterated = self.rep_iterations > iterations;
         if matches!(left, Left::Boundary) && (self.retired || iterated) {
-            return Ok(self.debug_trap(traced, iterated));
+            return Ok(self.debug_trap(iterated));
         }
         Ok(left)
     }
 
     fn run_alone(&mut self) -> Result<Left, VcpuError> {
-        let block = match self.soft.block_for(&self.cpu, self.cpu.rip, self.mode.one_step(), 1) {
+        let block = match self
+            .soft
+            .block_for(&self.cpu, self.cpu.rip, self.mode.one_step(), 1)
+        {
             Ok(block) => block,
             Err(fault) => return Ok(self.deliver_fault(fault)),
         };
@@ -198,33 +231,35 @@ impl Engine {
         }
     }
 
-    fn collect_watched(&mut self) {
+    pub(super) fn collect_watched(&mut self) {
         for (va, bytes, write) in self.soft.watched.take().unwrap_or_default() {
-            self.watch_hits |= units::data_hits(&self.cpu, va, bytes, write);
+            self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
         }
     }
 
     /// Delivers #DB after an instruction (or an iteration) if TF or a data breakpoint asks for it.
     /// It belongs to the step of the instruction, so that no position lies between the two.
-    fn debug_trap(&mut self, traced: bool, mid_rep: bool) -> Left {
-        const SINGLE_STEP: u64 = 1 << 14;
-        let hits = self.watch_hits | if traced && !self.entered_handler { SINGLE_STEP } else { 0 };
-        self.entered_handler = false;
-        if hits == 0 || self.cpu.shadow == Shadow::MovSs {
+    pub(super) fn debug_trap(&mut self, mid_rep: bool) -> Left {
+        let single_step = self.single_step.take().unwrap_or(self.traced);
+        let Some(event) = sys::debug::trap(&self.cpu, self.watch_hits, single_step, mid_rep) else {
             return Left::Boundary;
-        }
+        };
         self.pull();
         if mid_rep {
             self.add_steps(1);
         }
-        let event = Event { kind: EventKind::Trap { mid_rep }, fault: Fault::debug(hits) };
-        if self.deliver(event) { Left::Boundary } else { Left::Exit(Exit::Shutdown) }
+        if self.deliver(event) {
+            Left::Boundary
+        } else {
+            Left::Exit(Exit::Shutdown)
+        }
     }
 
     /// x87 and SSE state in memory. `None`: not such an instruction.
     fn execute_fpu(&mut self, instruction: &Instruction) -> Option<Result<(), Fault>> {
         use Mnemonic as M;
-        let short = instruction.memory_size().size() == 14 || instruction.memory_size().size() == 94;
+        let short =
+            instruction.memory_size().size() == 14 || instruction.memory_size().size() == 94;
         Some(match instruction.mnemonic() {
             M::Fnstenv | M::Fstenv => self.fpu_image(instruction, Image::StoreEnvironment, short),
             M::Fldenv => self.fpu_image(instruction, Image::LoadEnvironment, short),
@@ -242,45 +277,65 @@ impl Engine {
         })
     }
 
-    fn fpu_image(&mut self, instruction: &Instruction, operation: Image, short: bool) -> Result<(), Fault> {
+    fn fpu_image(
+        &mut self,
+        instruction: &Instruction,
+        operation: Image,
+        short: bool,
+    ) -> Result<(), Fault> {
         if !operation.stores() && fpu::exception_waits() {
             return Err(Fault::plain(vector::MF));
         }
-        let va = units::memory_operand(instruction, &self.cpu, operation.bytes(short) as u64)?;
+        let va = memory_operand(instruction, &self.cpu, operation.bytes(short) as u64)?;
         let mut buffer = [0; IMAGE_BYTES];
         let bytes = operation.bytes(short);
         if operation.stores() {
-            self.soft.prepare_write(&self.cpu, va, bytes, AccessKind::Data)?;
+            self.soft
+                .prepare_write(&self.cpu, va, bytes, AccessKind::Data)?;
         } else {
-            self.soft.read(&self.cpu, va, &mut buffer[..bytes], AccessKind::Data)?;
+            self.soft
+                .read(&self.cpu, va, &mut buffer[..bytes], AccessKind::Data)?;
         }
         fpu::run_image(operation, short, &mut buffer, &mut self.soft.env().core);
         if operation.stores() {
-            self.soft.write(&self.cpu, va, &buffer[..bytes], AccessKind::Data)?;
+            self.soft
+                .write(&self.cpu, va, &buffer[..bytes], AccessKind::Data)?;
         }
         Ok(())
     }
 
     /// Address of a 512-byte image: 16-byte aligned, or #GP.
     fn fx_operand(&self, instruction: &Instruction) -> Result<u64, Fault> {
-        let va = units::memory_operand(instruction, &self.cpu, 512)?;
-        if va % 16 == 0 { Ok(va) } else { Err(Fault::GP0) }
+        let va = memory_operand(instruction, &self.cpu, 512)?;
+        if va % 16 == 0 {
+            Ok(va)
+        } else {
+            Err(Fault::GP0)
+        }
     }
 
     fn fxsave(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
         let va = self.fx_operand(instruction)?;
-        self.soft.prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
+        self.soft
+            .prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
-        let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.amd);
-        self.soft.write(&self.cpu, va, &image[..FXSAVE_WRITTEN], AccessKind::Data)
+        let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.vendor == Vendor::Amd);
+        self.soft
+            .write(&self.cpu, va, &image[..FXSAVE_WRITTEN], AccessKind::Data)
     }
 
     fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
         let va = self.fx_operand(instruction)?;
         let mut image = [0; 512];
-        self.soft.read(&self.cpu, va, &mut image, AccessKind::Data)?;
+        self.soft
+            .read(&self.cpu, va, &mut image, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
-        if !fpu::load_fxsave_image(&mut self.cpu.fpu, &image, wide, self.amd) {
+        if !fpu::load_fxsave_image(
+            &mut self.cpu.fpu,
+            &image,
+            wide,
+            self.soft.vendor == Vendor::Amd,
+        ) {
             return Err(Fault::GP0);
         }
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);

@@ -28,7 +28,13 @@ thread_local! {
     static STACK: Cell<Option<AlternateStack>> = const { Cell::new(None) };
 }
 
-const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+const SIGNALS: [i32; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+];
 
 /// While it lives, traps inside the code range continue at the gate on this thread.
 pub(crate) struct Guard {
@@ -45,7 +51,9 @@ pub(crate) fn route(start: u64, end: u64, gate: u64) -> io::Result<Guard> {
         .get_or_init(install)
         .map_err(io::Error::from_raw_os_error)?;
     AlternateStack::ensure()?;
-    Ok(Guard { previous: ACTIVE.replace(Some(Active { start, end, gate })) })
+    Ok(Guard {
+        previous: ACTIVE.replace(Some(Active { start, end, gate })),
+    })
 }
 
 impl Drop for Guard {
@@ -68,7 +76,9 @@ fn install() -> Result<(), i32> {
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
             let mut old: libc::sigaction = std::mem::zeroed();
             if libc::sigaction(signal, &raw const action, &raw mut old) != 0 {
-                return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL));
+                return Err(io::Error::last_os_error()
+                    .raw_os_error()
+                    .unwrap_or(libc::EINVAL));
             }
             let _ = PREVIOUS[index].set(old);
         }
@@ -157,7 +167,11 @@ impl AlternateStack {
             if memory == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            let stack = libc::stack_t { ss_sp: memory, ss_flags: 0, ss_size: STACK_BYTES };
+            let stack = libc::stack_t {
+                ss_sp: memory,
+                ss_flags: 0,
+                ss_size: STACK_BYTES,
+            };
             if libc::sigaltstack(&raw const stack, std::ptr::null_mut()) != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -171,7 +185,11 @@ impl Drop for AlternateStack {
     fn drop(&mut self) {
         // SAFETY: disables the stack before its memory goes.
         unsafe {
-            let off = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+            let off = libc::stack_t {
+                ss_sp: std::ptr::null_mut(),
+                ss_flags: libc::SS_DISABLE,
+                ss_size: 0,
+            };
             libc::sigaltstack(&raw const off, std::ptr::null_mut());
             libc::munmap(self.0, STACK_BYTES);
         }

@@ -18,8 +18,10 @@ impl Vcpu for Engine {
         }
         let (start, end) = self.soft.cache.code.range();
         let gate = self.soft.cache.code.gates().trap;
-        let routed = traps::route(start, end, gate)
-            .map_err(|source| VcpuError::Host { operation: "installing trap handlers", source })?;
+        let routed = traps::route(start, end, gate).map_err(|source| VcpuError::Host {
+            operation: "installing trap handlers",
+            source,
+        })?;
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         let result = self.run_loop(until);
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
@@ -34,10 +36,12 @@ impl Vcpu for Engine {
     fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
         let outcome = match self.pending.take() {
             None => return Err(VcpuError::Protocol("no read waits")),
-            Some(PendingRead::Timestamp(instruction)) => {
-                sys::finish_timestamp(&instruction, &mut self.cpu, value);
-                Ok(Outcome::Next)
-            }
+            Some(PendingRead::Timestamp(instruction)) => Ok(sys::finish_timestamp(
+                &instruction,
+                &mut self.cpu,
+                &mut self.soft,
+                value,
+            )),
             Some(PendingRead::Port(instruction)) => {
                 sys::finish_port_read(&instruction, &mut self.cpu, &mut self.soft, value as u32)
             }
@@ -77,10 +81,15 @@ impl Vcpu for Engine {
         if !self.interrupt_window_open() {
             return Err(VcpuError::Protocol("the interrupt window is not open"));
         }
-        let kind = EventKind::External { mid_rep: self.rep_iterations != 0 };
+        let kind = EventKind::External {
+            mid_rep: self.rep_iterations != 0,
+        };
         self.cpu.activity = Activity::Running;
         self.add_steps(1);
-        self.deliver(Event { kind, fault: Fault::plain(vector.0) });
+        self.deliver(Event {
+            kind,
+            fault: Fault::plain(vector.0),
+        });
         Ok(())
     }
 

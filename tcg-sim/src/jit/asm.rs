@@ -37,17 +37,33 @@ pub(crate) struct Mem {
 impl Mem {
     /// A field of the state block.
     pub(crate) fn env(disp: i32) -> Self {
-        Self { base: Some(Host::RSP), index: None, disp }
+        Self {
+            base: Some(Host::RSP),
+            index: None,
+            disp,
+        }
     }
     pub(crate) fn base(base: Host, disp: i32) -> Self {
-        Self { base: Some(base), index: None, disp }
+        Self {
+            base: Some(base),
+            index: None,
+            disp,
+        }
     }
     pub(crate) fn sum(base: Host, index: Host, disp: i32) -> Self {
-        Self { base: Some(base), index: Some((index, 0)), disp }
+        Self {
+            base: Some(base),
+            index: Some((index, 0)),
+            disp,
+        }
     }
     /// Element `index` of a table of quadwords in the state block.
     pub(crate) fn table(disp: i32, index: Host) -> Self {
-        Self { base: Some(Host::RSP), index: Some((index, 3)), disp }
+        Self {
+            base: Some(Host::RSP),
+            index: Some((index, 3)),
+            disp,
+        }
     }
 }
 
@@ -68,7 +84,10 @@ pub(crate) struct ShortPatch(usize);
 
 impl Asm {
     pub(crate) fn new(base: u64) -> Self {
-        Self { bytes: Vec::with_capacity(1024), base }
+        Self {
+            bytes: Vec::with_capacity(1024),
+            base,
+        }
     }
 
     /// Offset of the next byte.
@@ -91,7 +110,8 @@ impl Asm {
         };
         if mem.index.is_some() || base.0 & 7 == 4 {
             let (index, scale) = mem.index.map_or((4, 0), |(i, s)| (i.0 & 7, s));
-            self.bytes.extend([mode | reg | 4, scale << 6 | index << 3 | base.0 & 7]);
+            self.bytes
+                .extend([mode | reg | 4, scale << 6 | index << 3 | base.0 & 7]);
         } else {
             self.bytes.push(mode | reg | base.0 & 7);
         }
@@ -121,7 +141,8 @@ impl Asm {
     }
 
     fn op_reg(&mut self, wide: bool, opcode: &[u8], reg: Host, rm: Host) {
-        self.bytes.push(0x40 | u8::from(wide) << 3 | (reg.0 >> 3) << 2 | rm.0 >> 3);
+        self.bytes
+            .push(0x40 | u8::from(wide) << 3 | (reg.0 >> 3) << 2 | rm.0 >> 3);
         self.bytes.extend(opcode);
         self.bytes.push(0xc0 | (reg.0 & 7) << 3 | rm.0 & 7);
     }
@@ -231,20 +252,23 @@ impl Asm {
     /// `to = from >> (count & 63)`, logical.
     pub(crate) fn shrx(&mut self, to: Host, from: Host, count: Host) {
         self.vex_0f38(3, to.0, count.0, Mem::base(from, 0));
-        self.bytes.extend([0xf7, 0xc0 | (to.0 & 7) << 3 | from.0 & 7]);
+        self.bytes
+            .extend([0xf7, 0xc0 | (to.0 & 7) << 3 | from.0 & 7]);
     }
 
     /// `to = from >> (count & 63)`, arithmetic.
     pub(crate) fn sarx(&mut self, to: Host, from: Host, count: Host) {
         self.vex_0f38(2, to.0, count.0, Mem::base(from, 0));
-        self.bytes.extend([0xf7, 0xc0 | (to.0 & 7) << 3 | from.0 & 7]);
+        self.bytes
+            .extend([0xf7, 0xc0 | (to.0 & 7) << 3 | from.0 & 7]);
     }
 
     /// Jump to a host address.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.bytes.push(0xe9);
         let next = self.base + self.bytes.len() as u64 + 4;
-        self.bytes.extend((target.wrapping_sub(next) as i32).to_le_bytes());
+        self.bytes
+            .extend((target.wrapping_sub(next) as i32).to_le_bytes());
     }
 
     /// Jump to a place that is bound later.
@@ -330,10 +354,12 @@ impl Asm {
         self.op_mem(false, &[0x0f, 0xae], 3, to);
     }
     pub(crate) fn push(&mut self, register: Host) {
-        self.bytes.extend([0x40 | register.0 >> 3, 0x50 | register.0 & 7]);
+        self.bytes
+            .extend([0x40 | register.0 >> 3, 0x50 | register.0 & 7]);
     }
     pub(crate) fn pop(&mut self, register: Host) {
-        self.bytes.extend([0x40 | register.0 >> 3, 0x58 | register.0 & 7]);
+        self.bytes
+            .extend([0x40 | register.0 >> 3, 0x58 | register.0 & 7]);
     }
     pub(crate) fn ret(&mut self) {
         self.bytes.push(0xc3);
@@ -362,20 +388,62 @@ mod tests {
         let cases: &[(fn(&mut Asm), &str)] = &[
             (|a| a.load(Host::R10, Mem::env(4)), "mov r10,[rsp+4];"),
             (|a| a.store(Mem::env(-124), Host::RAX), "mov [rsp-7Ch],rax;"),
-            (|a| a.lea(Host::RCX, Mem::sum(Host::RCX, Host::R13, 7)), "lea rcx,[rcx+r13+7];"),
-            (|a| a.load(Host::RCX, Mem::table(0x1234, Host::R11)), "mov rcx,[rsp+r11*8+1234h];"),
-            (|a| a.pext(Host::R11, Host::RSI, Mem::env(52)), "pext r11,rsi,[rsp+34h];"),
-            (|a| a.pdep(Host::RCX, Host::R8, Mem::env(52)), "pdep rcx,r8,[rsp+34h];"),
-            (|a| a.shrx(Host::RCX, Host::RCX, Host::RSP), "shrx rcx,rcx,rsp;"),
-            (|a| a.sarx(Host::R11, Host::R15, Host::RCX), "sarx r11,r15,rcx;"),
-            (|a| a.store_imm(Mem::sum(Host::R10, Host::R11, 0), -2), "mov qword ptr [r10+r11],0FFFFFFFFFFFFFFFEh;"),
+            (
+                |a| a.lea(Host::RCX, Mem::sum(Host::RCX, Host::R13, 7)),
+                "lea rcx,[rcx+r13+7];",
+            ),
+            (
+                |a| a.load(Host::RCX, Mem::table(0x1234, Host::R11)),
+                "mov rcx,[rsp+r11*8+1234h];",
+            ),
+            (
+                |a| a.pext(Host::R11, Host::RSI, Mem::env(52)),
+                "pext r11,rsi,[rsp+34h];",
+            ),
+            (
+                |a| a.pdep(Host::RCX, Host::R8, Mem::env(52)),
+                "pdep rcx,r8,[rsp+34h];",
+            ),
+            (
+                |a| a.shrx(Host::RCX, Host::RCX, Host::RSP),
+                "shrx rcx,rcx,rsp;",
+            ),
+            (
+                |a| a.sarx(Host::R11, Host::R15, Host::RCX),
+                "sarx r11,r15,rcx;",
+            ),
+            (
+                |a| a.store_imm(Mem::sum(Host::R10, Host::R11, 0), -2),
+                "mov qword ptr [r10+r11],0FFFFFFFFFFFFFFFEh;",
+            ),
             (|a| a.mov16(Host::R15, Host::R10), "mov r15w,r10w;"),
             (|a| a.movsx32(Host::RCX, Host::R9), "movsxd rcx,r9d;"),
             (|a| a.mov_imm(Host::R10, 5), "mov r10d,5;"),
-            (|a| a.mov_imm(Host::R10, u64::MAX), "mov r10,0FFFFFFFFFFFFFFFFh;"),
-            (|a| a.lea(Host::RAX, Mem { base: None, index: Some((Host::R9, 2)), disp: -4 }), "lea rax,[r9*4-4];"),
-            (|a| a.load(Host::RAX, Mem::base(Host::R13, 0)), "mov rax,[r13];"),
-            (|a| a.movaps_store(Mem::env(0x200), 9), "movaps [rsp+200h],xmm9;"),
+            (
+                |a| a.mov_imm(Host::R10, u64::MAX),
+                "mov r10,0FFFFFFFFFFFFFFFFh;",
+            ),
+            (
+                |a| {
+                    a.lea(
+                        Host::RAX,
+                        Mem {
+                            base: None,
+                            index: Some((Host::R9, 2)),
+                            disp: -4,
+                        },
+                    )
+                },
+                "lea rax,[r9*4-4];",
+            ),
+            (
+                |a| a.load(Host::RAX, Mem::base(Host::R13, 0)),
+                "mov rax,[r13];",
+            ),
+            (
+                |a| a.movaps_store(Mem::env(0x200), 9),
+                "movaps [rsp+200h],xmm9;",
+            ),
         ];
         for (emit, expected) in cases {
             assert_eq!(text(emit), *expected);

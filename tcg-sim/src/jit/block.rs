@@ -122,6 +122,8 @@ impl Block {
         if offset >= self.host_bytes {
             return None;
         }
-        self.insns.partition_point(|insn| insn.host <= offset).checked_sub(1)
+        self.insns
+            .partition_point(|insn| insn.host <= offset)
+            .checked_sub(1)
     }
 }

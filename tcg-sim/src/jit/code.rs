@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "maps and writes executable memory")]
 
 use super::asm::{Asm, Host, Mem};
-use super::layout::{core_disp, disp};
 use super::layout::Core;
+use super::layout::{core_disp, disp};
 use std::io;
 use std::mem::offset_of;
 
@@ -39,7 +39,14 @@ impl CodeMemory {
     /// What the host says.
     pub(crate) fn new(bytes: usize) -> io::Result<Self> {
         let (write, execute) = map_twice(bytes)?;
-        let mut this = Self { write, execute: execute as u64, bytes, used: 0, start: 0, gates: Gates::default() };
+        let mut this = Self {
+            write,
+            execute: execute as u64,
+            bytes,
+            used: 0,
+            start: 0,
+            gates: Gates::default(),
+        };
         this.gates.enter = this.place(emit_enter);
         this.gates.leave = this.place(|asm| emit_leave(asm, false));
         this.gates.trap = this.place(|asm| emit_leave(asm, true));
@@ -75,9 +82,16 @@ impl CodeMemory {
     /// # Panics
     /// If it is longer than [`CodeMemory::room`].
     pub(crate) fn append(&mut self, code: &[u8]) {
-        assert!(code.len() + 16 <= self.room(), "the translator checks for room before a block");
+        assert!(
+            code.len() + 16 <= self.room(),
+            "the translator checks for room before a block"
+        );
         // SAFETY: `used + len` is within the writable mapping.
-        unsafe { self.write.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+        unsafe {
+            self.write
+                .add(self.used)
+                .copy_from_nonoverlapping(code.as_ptr(), code.len())
+        };
         self.used = (self.used + code.len()).next_multiple_of(16);
     }
 
@@ -103,7 +117,12 @@ impl CodeMemory {
         let relative = target.wrapping_sub(at + 4) as i32;
         // SAFETY: within the writable mapping as asserted; translated code does not run meanwhile,
         // since one thread does both.
-        unsafe { self.write.add(offset).cast::<[u8; 4]>().write_unaligned(relative.to_le_bytes()) };
+        unsafe {
+            self.write
+                .add(offset)
+                .cast::<[u8; 4]>()
+                .write_unaligned(relative.to_le_bytes())
+        };
     }
 
     /// Where the 32-bit displacement at host address `at` points to.
@@ -149,7 +168,14 @@ fn map_twice(bytes: usize) -> io::Result<(*mut u8, *mut u8)> {
             return Err(io::Error::last_os_error());
         }
         let map = |protection| {
-            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, file, 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                libc::MAP_SHARED,
+                file,
+                0,
+            )
         };
         let mut result = Err(io::Error::last_os_error());
         if libc::ftruncate(file, bytes as libc::off_t) == 0 {
@@ -184,7 +210,14 @@ fn register_homes() -> [(Host, i32); 11] {
     ]
 }
 
-const CALLEE_SAVED: [Host; 6] = [Host::RBX, Host::RBP, Host::R12, Host::R13, Host::R14, Host::R15];
+const CALLEE_SAVED: [Host; 6] = [
+    Host::RBX,
+    Host::RBP,
+    Host::R12,
+    Host::R13,
+    Host::R14,
+    Host::R15,
+];
 
 fn xmm_disp(index: u8) -> i32 {
     core_disp(offset_of!(Core, xmm) + 16 * usize::from(index))

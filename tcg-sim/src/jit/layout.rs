@@ -171,7 +171,10 @@ pub(crate) fn tlb_disp(class: TlbClass) -> (i32, i32, i32) {
 /// Displacements of the tags and host addresses of a class's indirect-branch cache.
 pub(crate) fn ibtc_disp(class: TlbClass) -> (i32, i32) {
     let at = offset_of!(Env, ibtc) + class as usize * size_of::<Ibtc>();
-    (core_disp(at + offset_of!(Ibtc, tag)), core_disp(at + offset_of!(Ibtc, host)))
+    (
+        core_disp(at + offset_of!(Ibtc, tag)),
+        core_disp(at + offset_of!(Ibtc, host)),
+    )
 }
 
 /// Displacements of tag and addend of a class's stack slot.
@@ -218,7 +221,10 @@ const INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
 };
 
 /// No RSP-relative access hits it: its page is not canonical and the masks keep the high bits.
-const EMPTY_SLOT: StackSlot = StackSlot { tag: 0x4000_0000_0000_0000, addend: 0 };
+const EMPTY_SLOT: StackSlot = StackSlot {
+    tag: 0x4000_0000_0000_0000,
+    addend: 0,
+};
 
 impl Env {
     /// Forgets every cached translation of linear addresses to RAM.
@@ -265,16 +271,16 @@ impl Core {
     /// The sixteen general-purpose registers in encoding order.
     pub(crate) fn gprs(&self) -> [u64; 16] {
         [
-            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8,
-            self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
+            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi,
+            self.r8, self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
         ]
     }
 
     /// Replaces the sixteen general-purpose registers.
     pub(crate) fn set_gprs(&mut self, gpr: &[u64; 16]) {
         [
-            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8,
-            self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
+            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi,
+            self.r8, self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
         ] = *gpr;
     }
 }
@@ -371,7 +377,8 @@ mod tests {
     fn invalid_tags_match_no_address_through_their_entry() {
         for index in 0..TLB_ENTRIES {
             for high in [0u64, 0x7fff_ffff_ffff, !0, 0x8000_0000_0000_0000 >> 12] {
-                let page = (high << 12) & !(((TLB_ENTRIES as u64) - 1) << 12) | (index as u64) << 12;
+                let page =
+                    (high << 12) & !(((TLB_ENTRIES as u64) - 1) << 12) | (index as u64) << 12;
                 for (offset, size) in [(0, 1), (4095, 1), (4095, 2), (4090, 64), (0, 64)] {
                     let last = page.wrapping_add(offset).wrapping_add(size - 1);
                     assert_ne!(invalid_tag(index).wrapping_add(last) >> 12, 0);

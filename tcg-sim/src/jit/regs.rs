@@ -46,7 +46,10 @@ pub(crate) fn number(register: Register) -> usize {
 
 /// Whether this is AH, CH, DH or BH.
 pub(crate) fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+    matches!(
+        register,
+        Register::AH | Register::CH | Register::DH | Register::BH
+    )
 }
 
 /// The register of host `host` with the width (and high-byte position) of `like`.

@@ -70,7 +70,13 @@ impl Translator<'_> {
         if instruction.op0_kind() == OpKind::Memory {
             let address = self.linear_address(instruction);
             let stack = uses_stack_segment(instruction);
-            let access = MemoryAccess { bytes: 8, read: true, write: false, alignment: 0, stack };
+            let access = MemoryAccess {
+                bytes: 8,
+                read: true,
+                write: false,
+                alignment: 0,
+                stack,
+            };
             self.check(address, access);
             self.asm.load(T0, Mem::sum(address.register, T1, 0));
         } else {
@@ -92,7 +98,11 @@ impl Translator<'_> {
             let site = self.new_site(SiteKind::Goto { target, link });
             self.tails.push(Tail::Leave { from, site });
         } else {
-            self.tails.push(Tail::SideExit { from, target, index: self.index });
+            self.tails.push(Tail::SideExit {
+                from,
+                target,
+                index: self.index,
+            });
         }
         Flow::Next
     }
@@ -101,20 +111,30 @@ impl Translator<'_> {
     pub(super) fn count_branch(&mut self, instruction: &Instruction) -> Flow {
         let narrow = matches!(
             instruction.code(),
-            Code::Loop_rel8_64_ECX | Code::Loope_rel8_64_ECX | Code::Loopne_rel8_64_ECX
+            Code::Loop_rel8_64_ECX
+                | Code::Loope_rel8_64_ECX
+                | Code::Loopne_rel8_64_ECX
                 | Code::Jecxz_rel8_64
         );
         let counts = !matches!(instruction.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
         if counts {
             let decremented = Mem::base(GUEST_RCX, -1);
-            if narrow { self.asm.lea32(GUEST_RCX, decremented) } else { self.asm.lea(GUEST_RCX, decremented) }
+            if narrow {
+                self.asm.lea32(GUEST_RCX, decremented)
+            } else {
+                self.asm.lea(GUEST_RCX, decremented)
+            }
         }
         let wrong_flag = match instruction.mnemonic() {
             Mnemonic::Loope => Some(self.asm.jcc_short(NOT_EQUAL)),
             Mnemonic::Loopne => Some(self.asm.jcc_short(EQUAL)),
             _ => None,
         };
-        if narrow { self.asm.mov32(Host::RCX, GUEST_RCX) } else { self.asm.mov(Host::RCX, GUEST_RCX) }
+        if narrow {
+            self.asm.mov32(Host::RCX, GUEST_RCX)
+        } else {
+            self.asm.mov(Host::RCX, GUEST_RCX)
+        }
         let zero = self.asm.jrcxz();
         let target = instruction.near_branch64() as i64;
         if counts {
@@ -134,6 +154,10 @@ impl Translator<'_> {
 
     fn side_exit(&mut self, target: i64) {
         let from = self.asm.jmp();
-        self.tails.push(Tail::SideExit { from, target, index: self.index });
+        self.tails.push(Tail::SideExit {
+            from,
+            target,
+            index: self.index,
+        });
     }
 }

@@ -1,7 +1,9 @@
 //! Which part of the translator deals with an instruction.
 
 use crate::jit::mode::Mode;
-use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 /// The ways of translating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +15,9 @@ pub(super) enum Class {
     /// As `Native`, and the x87 pointers are kept.
     X87,
     /// Executed in Rust; `ends` if it practically always leaves the block.
-    Execute { ends: bool },
+    Execute {
+        ends: bool,
+    },
     Lea,
     BitString,
     MaskedMove,
@@ -58,24 +62,41 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
     if let Some(class) = by_mnemonic(instruction, mode) {
         return class;
     }
-    if touches_segments(instruction) || instruction.is_privileged() || instruction.is_string_instruction() {
+    if touches_segments(instruction)
+        || instruction.is_privileged()
+        || instruction.is_string_instruction()
+    {
         return EXECUTE;
     }
     if unit_may_be_off(instruction, mode) {
         return EXECUTE_LAST;
     }
-    if is_x87(instruction) { Class::X87 } else { Class::Native }
+    if is_x87(instruction) {
+        Class::X87
+    } else {
+        Class::Native
+    }
 }
 
 fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
     use Mnemonic as M;
     Some(match instruction.mnemonic() {
-        M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop | M::Fnop if !is_x87(instruction) => Class::Nothing,
-        M::Prefetch | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2
-        | M::Prefetchw | M::Prefetchwt1 => Class::Nothing,
+        M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop | M::Fnop
+            if !is_x87(instruction) =>
+        {
+            Class::Nothing
+        }
+        M::Prefetch
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw
+        | M::Prefetchwt1 => Class::Nothing,
         M::Lea => Class::Lea,
         M::Bt | M::Btc | M::Btr | M::Bts
-            if instruction.op0_kind() == OpKind::Memory && instruction.op1_kind() == OpKind::Register =>
+            if instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register =>
         {
             Class::BitString
         }
@@ -94,17 +115,78 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
                 _ => EXECUTE_LAST,
             }
         }
-        M::Iret | M::Iretd | M::Iretq | M::Syscall | M::Sysret | M::Sysretq | M::Sysenter
-        | M::Sysexit | M::Sysexitq | M::Int | M::Int1 | M::Int3 | M::Into | M::Hlt | M::Sti
-        | M::Ud0 | M::Ud1 | M::Ud2 | M::Rsm | M::Retf | M::Swapgs | M::Stac
+        M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Int
+        | M::Int1
+        | M::Int3
+        | M::Into
+        | M::Hlt
+        | M::Sti
+        | M::Ud0
+        | M::Ud1
+        | M::Ud2
+        | M::Rsm
+        | M::Retf
+        | M::Swapgs
+        | M::Stac
         | M::Clac => EXECUTE_LAST,
-        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdmsr | M::Wrmsr | M::In | M::Out | M::Enter
-        | M::Leave | M::Xlatb | M::Pushf | M::Pushfq | M::Popf | M::Popfq | M::Lar | M::Lsl
-        | M::Verr | M::Verw | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lss | M::Lfs
-        | M::Lgs | M::Clflush | M::Clflushopt | M::Clwb | M::Fxsave | M::Fxsave64 | M::Fxrstor
-        | M::Fxrstor64 | M::Fnstenv | M::Fstenv | M::Fldenv | M::Fnsave | M::Fsave | M::Frstor
-        | M::Fninit | M::Finit | M::Rdsspd | M::Rdsspq | M::Monitor | M::Mwait | M::Cli
-        | M::Xgetbv | M::Xsetbv => EXECUTE,
+        M::Cpuid
+        | M::Rdtsc
+        | M::Rdtscp
+        | M::Rdpmc
+        | M::Rdmsr
+        | M::Wrmsr
+        | M::In
+        | M::Out
+        | M::Enter
+        | M::Leave
+        | M::Xlatb
+        | M::Pushf
+        | M::Pushfq
+        | M::Popf
+        | M::Popfq
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Sgdt
+        | M::Sidt
+        | M::Sldt
+        | M::Str
+        | M::Smsw
+        | M::Lss
+        | M::Lfs
+        | M::Lgs
+        | M::Clflush
+        | M::Clflushopt
+        | M::Clwb
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fninit
+        | M::Finit
+        | M::Rdsspd
+        | M::Rdsspq
+        | M::Monitor
+        | M::Mwait
+        | M::Cli
+        | M::Xgetbv
+        | M::Xsetbv => EXECUTE,
         _ => return None,
     })
 }
@@ -117,7 +199,8 @@ impl Class {
 
 /// PUSH and POP of general-purpose registers, memory and immediates; 64- and 16-bit.
 fn push_class(instruction: &Instruction) -> Class {
-    let segment = instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_segment_register();
+    let segment = instruction.op0_kind() == OpKind::Register
+        && instruction.op0_register().is_segment_register();
     if segment { EXECUTE } else { Class::Push }
 }
 
@@ -136,7 +219,10 @@ fn touches_segments(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|op| {
         instruction.op_kind(op) == OpKind::Register && {
             let register = instruction.op_register(op);
-            register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
+            register.is_segment_register()
+                || register.is_cr()
+                || register.is_dr()
+                || register.is_tr()
         }
     })
 }
@@ -145,9 +231,14 @@ fn touches_segments(instruction: &Instruction) -> bool {
 pub(super) fn is_x87(instruction: &Instruction) -> bool {
     instruction.cpuid_features().iter().any(|feature| {
         use CpuidFeature as F;
-        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::FPU287XL_ONLY | F::SSE3)
-    }) && matches!(instruction.code().op_code().table(), iced_x86::OpCodeTableKind::Normal)
-        && (0xd8..=0xdf).contains(&(first_opcode_byte(instruction)))
+        matches!(
+            feature,
+            F::FPU | F::FPU287 | F::FPU387 | F::FPU287XL_ONLY | F::SSE3
+        )
+    }) && matches!(
+        instruction.code().op_code().table(),
+        iced_x86::OpCodeTableKind::Normal
+    ) && (0xd8..=0xdf).contains(&(first_opcode_byte(instruction)))
         || matches!(instruction.mnemonic(), Mnemonic::Wait)
 }
 
@@ -155,7 +246,11 @@ fn first_opcode_byte(instruction: &Instruction) -> u32 {
     let info = instruction.code().op_code();
     // Register forms carry two opcode bytes (D9 E8).
     let op_code = info.op_code();
-    if op_code > 0xff { op_code >> 8 } else { op_code }
+    if op_code > 0xff {
+        op_code >> 8
+    } else {
+        op_code
+    }
 }
 
 /// Whether the unit this instruction uses may be switched off by CR0 or CR4: Rust then decides.
@@ -165,8 +260,21 @@ fn unit_may_be_off(instruction: &Instruction, mode: Mode) -> bool {
         use CpuidFeature as F;
         matches!(
             feature,
-            F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3
-                | F::SSE4_1 | F::SSE4_2 | F::SSE4A | F::AES | F::PCLMULQDQ | F::SHA | F::FXSR
+            F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::FXSR
         )
     }) || off && is_x87(instruction)
 }
@@ -196,16 +304,65 @@ fn executes_natively_or_is_ours(instruction: &Instruction) -> bool {
         use CpuidFeature as F;
         matches!(
             feature,
-            F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
-                | F::INTEL8086_ONLY | F::INTEL286_ONLY | F::INTEL386_ONLY
-                | F::FPU | F::FPU287 | F::FPU287XL_ONLY | F::FPU387 | F::FPU387SL_ONLY
-                | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2
-                | F::SSE4A | F::CX8 | F::CMPXCHG16B | F::CMOV | F::POPCNT | F::LZCNT | F::BMI1
-                | F::BMI2 | F::ADX | F::MOVBE | F::AES | F::PCLMULQDQ | F::SHA | F::FXSR | F::CLFSH
-                | F::CLFLUSHOPT | F::CLWB | F::MULTIBYTENOP | F::PAUSE | F::PREFETCHW | F::D3NOW
-                | F::PREFETCHWT1 | F::CET_IBT | F::CET_SS | F::RDPMC | F::MSR | F::TSC | F::RDTSCP
-                | F::CPUID | F::SYSCALL | F::SEP | F::UDBG | F::SMAP | F::MONITOR | F::XSAVE
-                | F::HLE_or_RTM | F::INVPCID | F::FSGSBASE
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::INTEL8086_ONLY
+                | F::INTEL286_ONLY
+                | F::INTEL386_ONLY
+                | F::FPU
+                | F::FPU287
+                | F::FPU287XL_ONLY
+                | F::FPU387
+                | F::FPU387SL_ONLY
+                | F::MMX
+                | F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::CX8
+                | F::CMPXCHG16B
+                | F::CMOV
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::FXSR
+                | F::CLFSH
+                | F::CLFLUSHOPT
+                | F::CLWB
+                | F::MULTIBYTENOP
+                | F::PAUSE
+                | F::PREFETCHW
+                | F::D3NOW
+                | F::PREFETCHWT1
+                | F::CET_IBT
+                | F::CET_SS
+                | F::RDPMC
+                | F::MSR
+                | F::TSC
+                | F::RDTSCP
+                | F::CPUID
+                | F::SYSCALL
+                | F::SEP
+                | F::UDBG
+                | F::SMAP
+                | F::MONITOR
+                | F::XSAVE
+                | F::HLE_or_RTM
+                | F::INVPCID
+                | F::FSGSBASE
         )
     }) && !is_3dnow(instruction)
 }

@@ -30,25 +30,33 @@ impl Translator<'_> {
             self.asm.load(T1, Mem::env(base));
             self.asm.lea(T0, Mem::sum(T0, T1, 0));
         }
-        Address { register: T0, stack_slot: false }
+        Address {
+            register: T0,
+            stack_slot: false,
+        }
     }
 
     /// `[register]`, or anything based on RSP alone.
     fn plain_base(&mut self, instruction: &Instruction) -> Option<Address> {
         let displacement = instruction.memory_displacement64();
         match instruction.memory_base() {
-            Register::RSP if displacement == 0 => {
-                Some(Address { register: GUEST_RSP, stack_slot: true })
-            }
+            Register::RSP if displacement == 0 => Some(Address {
+                register: GUEST_RSP,
+                stack_slot: true,
+            }),
             Register::RSP => {
                 self.asm.lea(T0, Mem::base(GUEST_RSP, displacement as i32));
-                Some(Address { register: T0, stack_slot: true })
+                Some(Address {
+                    register: T0,
+                    stack_slot: true,
+                })
             }
             Register::None | Register::RIP => None,
             base => match home(number(base)) {
-                Home::Register(host) if displacement == 0 => {
-                    Some(Address { register: host, stack_slot: false })
-                }
+                Home::Register(host) if displacement == 0 => Some(Address {
+                    register: host,
+                    stack_slot: false,
+                }),
                 _ => None,
             },
         }
@@ -56,7 +64,13 @@ impl Translator<'_> {
 
     /// Computes the effective address (no segment base) plus `extra` into `to`, which may be T0 or
     /// the home of any register. Uses T1 for an index in the state block.
-    pub(super) fn offset_into(&mut self, to: Host, instruction: &Instruction, narrow: bool, extra: i32) {
+    pub(super) fn offset_into(
+        &mut self,
+        to: Host,
+        instruction: &Instruction,
+        narrow: bool,
+        extra: i32,
+    ) {
         let base = instruction.memory_base();
         if base == Register::RIP || base == Register::EIP {
             // Decoded at the page offset: the displacement is relative to the page base.
@@ -73,7 +87,14 @@ impl Translator<'_> {
         let displacement = instruction.memory_displacement64();
         if base == Register::None && instruction.memory_index() == Register::None {
             let value = displacement.wrapping_add_signed(i64::from(extra));
-            self.asm.mov_imm(to, if narrow { u64::from(value as u32) } else { value });
+            self.asm.mov_imm(
+                to,
+                if narrow {
+                    u64::from(value as u32)
+                } else {
+                    value
+                },
+            );
             return;
         }
         let base = match (base, base.is_gpr().then(|| home(number(base)))) {
@@ -105,7 +126,11 @@ impl Translator<'_> {
     }
 
     fn lea_sized(&mut self, to: Host, mem: Mem, narrow: bool) {
-        if narrow { self.asm.lea32(to, mem) } else { self.asm.lea(to, mem) }
+        if narrow {
+            self.asm.lea32(to, mem)
+        } else {
+            self.asm.lea(to, mem)
+        }
     }
 
     /// Checks that the access may go ahead directly and leaves the addend in T1: the bytes are at
@@ -129,7 +154,8 @@ impl Translator<'_> {
     fn check_slot(&mut self, address: Address, access: MemoryAccess, mask: i32) {
         let (tag, addend) = slot_disp(self.class);
         self.asm.load(Host::RCX, Mem::env(tag));
-        self.asm.lea(Host::RCX, Mem::sum(Host::RCX, address.register, 0));
+        self.asm
+            .lea(Host::RCX, Mem::sum(Host::RCX, address.register, 0));
         self.asm.pext(Host::RCX, Host::RCX, Mem::env(mask));
         let hit = self.asm.jrcxz();
         let from = self.asm.jmp();
@@ -141,10 +167,12 @@ impl Translator<'_> {
     fn check_table(&mut self, address: Address, access: MemoryAccess) {
         let (read_tag, write_tag, addend) = tlb_disp(self.class);
         let tag = if access.write { write_tag } else { read_tag };
-        self.asm.pext(T1, address.register, Mem::env(disp!(tlb_mask)));
+        self.asm
+            .pext(T1, address.register, Mem::env(disp!(tlb_mask)));
         self.asm.load(Host::RCX, Mem::table(tag, T1));
         let last = i32::from(access.bytes) - 1;
-        self.asm.lea(Host::RCX, Mem::sum(Host::RCX, address.register, last));
+        self.asm
+            .lea(Host::RCX, Mem::sum(Host::RCX, address.register, last));
         self.asm.shrx(Host::RCX, Host::RCX, Host::RSP);
         let hit = self.asm.jrcxz();
         let from = self.asm.jmp();
@@ -153,9 +181,18 @@ impl Translator<'_> {
         self.slow_memory(from, address, access);
     }
 
-    fn slow_memory(&mut self, from: crate::jit::asm::Patch, address: Address, access: MemoryAccess) {
+    fn slow_memory(
+        &mut self,
+        from: crate::jit::asm::Patch,
+        address: Address,
+        access: MemoryAccess,
+    ) {
         let direct = self.host_here();
         let site = self.memory_site(access, direct);
-        self.tails.push(Tail::Memory { from, address: address.register, site });
+        self.tails.push(Tail::Memory {
+            from,
+            address: address.register,
+            site,
+        });
     }
 }

@@ -19,7 +19,9 @@ use super::mode::TlbClass;
 use super::regs::T0;
 pub(crate) use classify::is_undefined;
 use classify::{Class, classify};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+};
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -70,11 +72,19 @@ enum Flow {
 /// Code out of the main line, emitted behind the block.
 enum Tail {
     /// Slow path of a memory access whose address is in the register.
-    Memory { from: Patch, address: Host, site: u32 },
+    Memory {
+        from: Patch,
+        address: Host,
+        site: u32,
+    },
     /// Leaves with a site.
     Leave { from: Patch, site: u32 },
     /// A taken side exit behind `retired` instructions.
-    SideExit { from: Patch, target: i64, index: u16 },
+    SideExit {
+        from: Patch,
+        target: i64,
+        index: u16,
+    },
 }
 
 /// State of one translation.
@@ -117,7 +127,10 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         request,
     };
     let near = translator.emit(&decoded);
-    let chunks = translator.insns.iter().fold(0, |set, insn| set | insn_chunks(insn));
+    let chunks = translator
+        .insns
+        .iter()
+        .fold(0, |set, insn| set | insn_chunks(insn));
     Ok(Translation {
         code: translator.asm.bytes,
         sites: translator.sites,
@@ -166,7 +179,8 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
 impl Translator<'_> {
     /// Emits everything; returns the host address of the near entry.
     fn emit(&mut self, decoded: &[(Instruction, Class)]) -> u64 {
-        self.asm.lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
+        self.asm
+            .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
         self.asm.store(Mem::env(disp!(page_base)), T0);
         let near = self.host_here();
         if !self.one_step {
@@ -198,7 +212,8 @@ impl Translator<'_> {
     fn emit_budget_check(&mut self) {
         let budget = Mem::env(disp!(budget));
         self.asm.load(Host::RCX, budget);
-        self.asm.lea(Host::RCX, Mem::base(Host::RCX, -(self.total as i32)));
+        self.asm
+            .lea(Host::RCX, Mem::base(Host::RCX, -(self.total as i32)));
         self.asm.store(budget, Host::RCX);
         // The high half is zero iff 0 <= budget < 2^32; the runtime hands out less than that.
         self.asm.load32(Host::RCX, Mem::env(disp!(budget) + 4));
@@ -210,7 +225,11 @@ impl Translator<'_> {
     }
 
     fn new_site(&mut self, kind: SiteKind) -> u32 {
-        self.sites.push(Site { block: self.request.id, index: self.index, kind });
+        self.sites.push(Site {
+            block: self.request.id,
+            index: self.index,
+            kind,
+        });
         self.request.first_site + self.sites.len() as u32 - 1
     }
 
@@ -242,10 +261,15 @@ impl Translator<'_> {
     fn execute(&mut self, instruction: &Instruction, ends: bool) -> Flow {
         let from = self.asm.jmp();
         let resume = self.host_here();
-        let site = self.new_site(SiteKind::Execute { instruction: *instruction, resume });
+        let site = self.new_site(SiteKind::Execute {
+            instruction: *instruction,
+            resume,
+        });
         self.tails.push(Tail::Leave { from, site });
         // A block that ends here is left anyway; what follows is reached only if nothing happened.
-        if ends { self.emit_goto(self.next_offset) }
+        if ends {
+            self.emit_goto(self.next_offset)
+        }
         if ends { Flow::End } else { Flow::Next }
     }
 
@@ -256,14 +280,21 @@ impl Translator<'_> {
         let result = self.encoder.encode(instruction, at);
         self.asm.bytes = self.encoder.take_buffer();
         if let Err(error) = result {
-            unreachable!("{instruction} ({:?}) re-encodes: {error}", instruction.code());
+            unreachable!(
+                "{instruction} ({:?}) re-encodes: {error}",
+                instruction.code()
+            );
         }
     }
 
     fn emit_tails(&mut self) {
         for tail in std::mem::take(&mut self.tails) {
             match tail {
-                Tail::Memory { from, address, site } => {
+                Tail::Memory {
+                    from,
+                    address,
+                    site,
+                } => {
                     self.asm.bind(from);
                     self.asm.mov(T0, address);
                     self.leave_with(site);
@@ -272,7 +303,11 @@ impl Translator<'_> {
                     self.asm.bind(from);
                     self.leave_with(site);
                 }
-                Tail::SideExit { from, target, index } => {
+                Tail::SideExit {
+                    from,
+                    target,
+                    index,
+                } => {
                     self.asm.bind(from);
                     self.index = index;
                     self.refund(index);

@@ -7,7 +7,8 @@ use crate::jit::block::MemoryAccess;
 use crate::jit::layout::disp;
 use crate::jit::regs::{Home, T0, T1, home, is_high_byte, number, resized};
 use iced_x86::{
-    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
+    Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
+    Register,
 };
 
 /// A guest register that an instruction gets in a temporary host register.
@@ -36,7 +37,8 @@ fn register_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Re
     let op_code = instruction.code().op_code();
     let instruction = *instruction;
     (0..instruction.op_count()).filter_map(move |op| {
-        let register = (instruction.op_kind(op) == OpKind::Register).then(|| instruction.op_register(op))?;
+        let register =
+            (instruction.op_kind(op) == OpKind::Register).then(|| instruction.op_register(op))?;
         let is_operand = register.is_gpr() && op_code.op_kind(op) != OpCodeOperandKind::cl;
         is_operand.then_some((op, register))
     })
@@ -50,9 +52,15 @@ impl Translator<'_> {
 
     /// Emits the instruction; returns the register with the linear address of its memory operand.
     pub(super) fn native_with_address(&mut self, instruction: &Instruction) -> Option<Host> {
-        let info = self.infos.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
+        let info = self
+            .infos
+            .info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
         let access: [OpAccess; 5] = std::array::from_fn(|op| {
-            if (op as u32) < instruction.op_count() { info.op_access(op as u32) } else { OpAccess::None }
+            if (op as u32) < instruction.op_count() {
+                info.op_access(op as u32)
+            } else {
+                OpAccess::None
+            }
         });
         let memory_op =
             (0..instruction.op_count()).find(|op| instruction.op_kind(*op) == OpKind::Memory);
@@ -66,7 +74,12 @@ impl Translator<'_> {
     }
 
     /// Emits the operation, whose memory operand (if any) is at `address + T1`.
-    fn operate(&mut self, instruction: &Instruction, access: &[OpAccess; 5], address: Option<Address>) {
+    fn operate(
+        &mut self,
+        instruction: &Instruction,
+        access: &[OpAccess; 5],
+        address: Option<Address>,
+    ) {
         let mut renamed = canonical_form(instruction);
         let mut plan = Plan {
             no_rex: register_operands(&renamed).any(|(_, register)| is_high_byte(register)),
@@ -122,7 +135,12 @@ fn plan_implicit_rcx(instruction: &Instruction, plan: &mut Plan) {
     };
     if load || store {
         plan.rcx_used = true;
-        plan.temporaries.push(Temporary { guest: 1, host: Host::RCX, load, store });
+        plan.temporaries.push(Temporary {
+            guest: 1,
+            host: Host::RCX,
+            load,
+            store,
+        });
     }
 }
 
@@ -151,7 +169,14 @@ fn plan_registers(
             Home::Register(host) if !plan.no_rex || host.0 < 8 => host,
             _ => {
                 let host = temporary_host(renamed, plan, &mut free, guest);
-                add_temporary(plan, guest, host, register, access[op as usize], renamed.mnemonic());
+                add_temporary(
+                    plan,
+                    guest,
+                    host,
+                    register,
+                    access[op as usize],
+                    renamed.mnemonic(),
+                );
                 host
             }
         };
@@ -159,14 +184,21 @@ fn plan_registers(
     }
 }
 
-fn temporary_host(renamed: &Instruction, plan: &mut Plan, free: &mut Vec<Host>, guest: usize) -> Host {
+fn temporary_host(
+    renamed: &Instruction,
+    plan: &mut Plan,
+    free: &mut Vec<Host>,
+    guest: usize,
+) -> Host {
     if let Some(known) = plan.temporaries.iter().find(|t| t.guest == guest) {
         return known.host;
     }
     match (plan.no_rex, guest) {
         (true, 1) => Host::RCX,
         (true, _) => borrow(renamed, plan),
-        (false, _) => free.pop().expect("three temporaries suffice for every form"),
+        (false, _) => free
+            .pop()
+            .expect("three temporaries suffice for every form"),
     }
 }
 
@@ -180,8 +212,10 @@ fn add_temporary(
 ) {
     use Mnemonic as M;
     // Everything else may leave part of its destination as it was.
-    let replaces = matches!(mnemonic, M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movd | M::Movq)
-        && register.size() >= 4
+    let replaces = matches!(
+        mnemonic,
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movd | M::Movq
+    ) && register.size() >= 4
         && access == OpAccess::Write;
     let store = !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
     match plan.temporaries.iter_mut().find(|t| t.guest == guest) {
@@ -189,7 +223,12 @@ fn add_temporary(
             known.load |= !replaces;
             known.store |= store;
         }
-        None => plan.temporaries.push(Temporary { guest, host, load: !replaces, store }),
+        None => plan.temporaries.push(Temporary {
+            guest,
+            host,
+            load: !replaces,
+            store,
+        }),
     }
 }
 
@@ -206,7 +245,11 @@ fn plan_memory(renamed: &mut Instruction, address: Address, plan: &mut Plan) -> 
         (false, _) => None,
     };
     renamed.set_memory_base(resized(sum.unwrap_or(address.register), Register::RAX));
-    renamed.set_memory_index(if sum.is_some() { Register::None } else { resized(T1, Register::RAX) });
+    renamed.set_memory_index(if sum.is_some() {
+        Register::None
+    } else {
+        resized(T1, Register::RAX)
+    });
     renamed.set_memory_index_scale(1);
     renamed.set_memory_displacement64(0);
     renamed.set_memory_displ_size(0);
@@ -223,7 +266,11 @@ fn borrow(renamed: &Instruction, plan: &mut Plan) -> Host {
         .into_iter()
         .find(|host| !named(*host) && !plan.borrowed.iter().any(|(taken, _)| taken == host))
         .expect("an instruction names at most two registers beside memory");
-    let at = if plan.borrowed.is_empty() { disp!(scratch0) } else { disp!(scratch1) };
+    let at = if plan.borrowed.is_empty() {
+        disp!(scratch0)
+    } else {
+        disp!(scratch1)
+    };
     plan.borrowed.push((host, at));
     host
 }
@@ -260,7 +307,11 @@ fn memory_access(instruction: &Instruction, access: OpAccess) -> MemoryAccess {
         bytes,
         read: !matches!(access, OpAccess::Write | OpAccess::CondWrite),
         write: !matches!(access, OpAccess::Read | OpAccess::CondRead),
-        alignment: if bytes == 16 && needs_alignment(instruction.mnemonic()) { 15 } else { 0 },
+        alignment: if bytes == 16 && needs_alignment(instruction.mnemonic()) {
+            15
+        } else {
+            0
+        },
         stack: uses_stack_segment(instruction),
     }
 }
@@ -269,7 +320,13 @@ fn needs_alignment(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     !matches!(
         mnemonic,
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Pcmpestri
+            | M::Pcmpestrm
+            | M::Pcmpistri
             | M::Pcmpistrm
     )
 }

@@ -48,12 +48,32 @@ impl Translator<'_> {
         let log2_bits = bytes.trailing_zeros() as u8 + 3;
         self.asm.mov_imm(T1, u64::from(log2_bits));
         self.asm.sarx(Host::RCX, Host::RCX, T1);
-        let element = Mem { base: Some(address.register), index: Some((Host::RCX, log2_bits - 3)), disp: 0 };
-        if is_narrow(instruction) { self.asm.lea32(T0, element) } else { self.asm.lea(T0, element) }
+        let element = Mem {
+            base: Some(address.register),
+            index: Some((Host::RCX, log2_bits - 3)),
+            disp: 0,
+        };
+        if is_narrow(instruction) {
+            self.asm.lea32(T0, element)
+        } else {
+            self.asm.lea(T0, element)
+        }
         let write = instruction.mnemonic() != Mnemonic::Bt;
         let stack = uses_stack_segment(instruction);
-        let access = MemoryAccess { bytes: bytes as u8, read: true, write, alignment: 0, stack };
-        self.check(Address { register: T0, stack_slot: false }, access);
+        let access = MemoryAccess {
+            bytes: bytes as u8,
+            read: true,
+            write,
+            alignment: 0,
+            stack,
+        };
+        self.check(
+            Address {
+                register: T0,
+                stack_slot: false,
+            },
+            access,
+        );
         self.asm.lea(T0, Mem::sum(T0, T1, 0));
         self.load_guest(Host::RCX, number(register));
         let mask = match bytes {
@@ -71,14 +91,34 @@ impl Translator<'_> {
     /// MASKMOVQ, MASKMOVDQU: a masked store to [RDI].
     pub(super) fn masked_move(&mut self, instruction: &Instruction) -> Flow {
         let narrow = instruction.op0_kind() == OpKind::MemorySegEDI;
-        if narrow { self.asm.mov32(T0, Host::RDI) } else { self.asm.mov(T0, Host::RDI) }
+        if narrow {
+            self.asm.mov32(T0, Host::RDI)
+        } else {
+            self.asm.mov(T0, Host::RDI)
+        }
         if let Some(base) = segment_base(instruction) {
             self.asm.load(T1, Mem::env(base));
             self.asm.lea(T0, Mem::sum(T0, T1, 0));
         }
-        let bytes = if instruction.mnemonic() == Mnemonic::Maskmovq { 8 } else { 16 };
-        let access = MemoryAccess { bytes, read: true, write: true, alignment: 0, stack: false };
-        self.check(Address { register: T0, stack_slot: false }, access);
+        let bytes = if instruction.mnemonic() == Mnemonic::Maskmovq {
+            8
+        } else {
+            16
+        };
+        let access = MemoryAccess {
+            bytes,
+            read: true,
+            write: true,
+            alignment: 0,
+            stack: false,
+        };
+        self.check(
+            Address {
+                register: T0,
+                stack_slot: false,
+            },
+            access,
+        );
         self.asm.store(Mem::env(disp!(scratch0)), Host::RDI);
         self.asm.lea(Host::RDI, Mem::sum(T0, T1, 0));
         let mut renamed = *instruction;
@@ -106,9 +146,15 @@ impl Translator<'_> {
         self.check_stack_write(8);
         self.asm.lea(T0, Mem::sum(T0, T1, 0));
         self.asm.flags_image(Host::RCX);
-        self.asm.pext(Host::RCX, Host::RCX, Mem::env(disp!(oszapc_mask)));
-        self.asm.pdep(Host::RCX, Host::RCX, Mem::env(disp!(oszapc_mask)));
-        for part in [disp!(system_flags), disp!(interrupt_flag), disp!(direction_flag)] {
+        self.asm
+            .pext(Host::RCX, Host::RCX, Mem::env(disp!(oszapc_mask)));
+        self.asm
+            .pdep(Host::RCX, Host::RCX, Mem::env(disp!(oszapc_mask)));
+        for part in [
+            disp!(system_flags),
+            disp!(interrupt_flag),
+            disp!(direction_flag),
+        ] {
             self.asm.load(T1, Mem::env(part));
             self.asm.lea(Host::RCX, Mem::sum(Host::RCX, T1, 0));
         }
@@ -130,7 +176,8 @@ impl Translator<'_> {
         self.asm.load(T0, Mem::env(disp!(page_base)));
         self.asm.lea(T0, Mem::base(T0, instruction.ip() as i32));
         self.asm.store(Mem::env(disp!(fpu_ip)), T0);
-        self.asm.store_imm(Mem::env(disp!(fpu_op)), self.x87_opcode(instruction));
+        self.asm
+            .store_imm(Mem::env(disp!(fpu_op)), self.x87_opcode(instruction));
         Flow::Next
     }
 
@@ -138,7 +185,10 @@ impl Translator<'_> {
     fn x87_opcode(&self, instruction: &Instruction) -> i32 {
         let start = instruction.ip() as usize - usize::from(self.request.key.offset);
         let bytes = &self.request.bytes[start.min(self.request.bytes.len())..];
-        let escape = bytes.iter().position(|byte| (0xd8..=0xdf).contains(byte)).unwrap_or(0);
+        let escape = bytes
+            .iter()
+            .position(|byte| (0xd8..=0xdf).contains(byte))
+            .unwrap_or(0);
         let at = |index: usize| i32::from(bytes.get(index).copied().unwrap_or(0));
         (at(escape) & 7) << 8 | at(escape + 1)
     }
@@ -150,8 +200,17 @@ fn is_x87_control(instruction: &Instruction) -> bool {
     !is_x87(instruction)
         || matches!(
             instruction.mnemonic(),
-            M::Wait | M::Fldcw | M::Fnstcw | M::Fstcw | M::Fnstsw | M::Fstsw | M::Fnclex | M::Fclex
-                | M::Fneni | M::Fndisi | M::Fnsetpm
+            M::Wait
+                | M::Fldcw
+                | M::Fnstcw
+                | M::Fstcw
+                | M::Fnstsw
+                | M::Fstsw
+                | M::Fnclex
+                | M::Fclex
+                | M::Fneni
+                | M::Fndisi
+                | M::Fnsetpm
         )
 }
 

@@ -10,8 +10,14 @@ use crate::jit::layout::disp;
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
 use iced_x86::{Instruction, OpKind, Register};
 
-const TOP: Address = Address { register: GUEST_RSP, stack_slot: true };
-const NEW_TOP: Address = Address { register: T0, stack_slot: true };
+const TOP: Address = Address {
+    register: GUEST_RSP,
+    stack_slot: true,
+};
+const NEW_TOP: Address = Address {
+    register: T0,
+    stack_slot: true,
+};
 
 /// Bytes that a PUSH or POP moves: 8, or 2 with an operand-size prefix.
 fn moved_bytes(instruction: &Instruction) -> i32 {
@@ -21,12 +27,24 @@ fn moved_bytes(instruction: &Instruction) -> i32 {
 impl Translator<'_> {
     /// Checks the write of `bytes` at T0, which becomes the top of the stack.
     pub(super) fn check_stack_write(&mut self, bytes: u8) {
-        let access = MemoryAccess { bytes, read: false, write: true, alignment: 0, stack: true };
+        let access = MemoryAccess {
+            bytes,
+            read: false,
+            write: true,
+            alignment: 0,
+            stack: true,
+        };
         self.check(NEW_TOP, access);
     }
 
     fn check_stack_read(&mut self, address: Address, bytes: u8) {
-        let access = MemoryAccess { bytes, read: true, write: false, alignment: 0, stack: true };
+        let access = MemoryAccess {
+            bytes,
+            read: true,
+            write: false,
+            alignment: 0,
+            stack: true,
+        };
         self.check(address, access);
     }
 
@@ -62,21 +80,39 @@ impl Translator<'_> {
     }
 
     fn store_sized(&mut self, to: Mem, from: Host, bytes: i32) {
-        if bytes == 2 { self.asm.store16(to, from) } else { self.asm.store(to, from) }
+        if bytes == 2 {
+            self.asm.store16(to, from)
+        } else {
+            self.asm.store(to, from)
+        }
     }
 
     /// Reads the memory operand into the scratch quadword.
     fn load_operand_to_scratch(&mut self, instruction: &Instruction, bytes: u8) {
         let address = self.linear_address(instruction);
         let stack = uses_stack_segment(instruction);
-        let access = MemoryAccess { bytes, read: true, write: false, alignment: 0, stack };
+        let access = MemoryAccess {
+            bytes,
+            read: true,
+            write: false,
+            alignment: 0,
+            stack,
+        };
         self.check(address, access);
-        self.load_sized(Host::RCX, Mem::sum(address.register, T1, 0), i32::from(bytes));
+        self.load_sized(
+            Host::RCX,
+            Mem::sum(address.register, T1, 0),
+            i32::from(bytes),
+        );
         self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
     }
 
     fn load_sized(&mut self, to: Host, from: Mem, bytes: i32) {
-        if bytes == 2 { self.asm.load_zero16(to, from) } else { self.asm.load(to, from) }
+        if bytes == 2 {
+            self.asm.load_zero16(to, from)
+        } else {
+            self.asm.load(to, from)
+        }
     }
 
     pub(super) fn pop(&mut self, instruction: &Instruction) -> Flow {
@@ -116,14 +152,26 @@ impl Translator<'_> {
             alignment: 0,
             stack: uses_stack_segment(instruction),
         };
-        self.check(Address { register: T0, stack_slot: false }, access);
+        self.check(
+            Address {
+                register: T0,
+                stack_slot: false,
+            },
+            access,
+        );
         self.asm.load(Host::RCX, Mem::env(disp!(scratch0)));
         self.store_sized(Mem::sum(T0, T1, 0), Host::RCX, bytes);
         self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, bytes));
     }
 
     pub(super) fn leave(&mut self) -> Flow {
-        self.check_stack_read(Address { register: Host::RBP, stack_slot: true }, 8);
+        self.check_stack_read(
+            Address {
+                register: Host::RBP,
+                stack_slot: true,
+            },
+            8,
+        );
         self.asm.load(Host::RCX, Mem::sum(Host::RBP, T1, 0));
         self.asm.lea(GUEST_RSP, Mem::base(Host::RBP, 8));
         self.asm.mov(Host::RBP, Host::RCX);
@@ -135,7 +183,8 @@ impl Translator<'_> {
         self.asm.lea(T0, Mem::base(GUEST_RSP, -8));
         self.check_stack_write(8);
         self.asm.load(Host::RCX, Mem::env(disp!(page_base)));
-        self.asm.lea(Host::RCX, Mem::base(Host::RCX, self.next_offset as i32));
+        self.asm
+            .lea(Host::RCX, Mem::base(Host::RCX, self.next_offset as i32));
         self.asm.store(Mem::sum(T0, T1, 0), Host::RCX);
         self.asm.mov(GUEST_RSP, T0);
     }
@@ -160,7 +209,11 @@ impl Translator<'_> {
     }
 
     pub(super) fn ret(&mut self, instruction: &Instruction) -> Flow {
-        let released = 8 + if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
+        let released = 8 + if instruction.op_count() == 1 {
+            i32::from(instruction.immediate16())
+        } else {
+            0
+        };
         self.check_stack_read(TOP, 8);
         self.asm.load(T0, Mem::sum(GUEST_RSP, T1, 0));
         self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, released));
