@@ -116,10 +116,12 @@ impl GuestArguments {
             },
         )
         .with_context(|| format!("cannot load {}", self.kernel.display()))?;
-        // Both choices are the engine where there is nothing else.
-        let Accel::Auto | Accel::Engine = self.accel;
         let cpuid = CpuidTable::x86_64_v2();
-        let mut vcpu = Engine::new(ram.clone(), cpuid, EngineOptions::default())?;
+        let mut vcpu = match self.accel {
+            Accel::Auto | Accel::Engine => {
+                Engine::new(ram.clone(), cpuid, EngineOptions::default())?
+            }
+        };
         vcpu.load(&loaded.state, Position::default())?;
         Ok(Guest {
             board: Board::new(ram.bytes(), DEFAULT_START_UNIX_S),

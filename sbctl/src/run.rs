@@ -64,9 +64,10 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
     drop(raw_mode);
     let report = Report::new(&outcome?);
     eprintln!("sbctl: {report}");
+    let exit_code = report.exit_code();
     if let Some(path) = &arguments.json {
-        let json = report.with_state(&state.hash(&ram)?)?;
+        let json = report.json(state.hash(&ram)?)?;
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(report.exit_code())
+    Ok(exit_code)
 }

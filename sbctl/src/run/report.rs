@@ -62,12 +62,9 @@ impl Report {
     }
 
     /// JSON with the hash of the final state.
-    pub(crate) fn with_state(&self, hash: &str) -> Result<String> {
-        let whole = Self {
-            state_hash: Some(hash.to_owned()),
-            ..Self { ..*self }
-        };
-        Ok(serde_json::to_string_pretty(&whole)? + "\n")
+    pub(crate) fn json(mut self, state_hash: String) -> Result<String> {
+        self.state_hash = Some(state_hash);
+        Ok(serde_json::to_string_pretty(&self)? + "\n")
     }
 }
 
