@@ -1,6 +1,7 @@
 //! What the recording loop needs of the devices.
 
 use machine::board::{Board, Effects};
+use machine::saved::Blob;
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
 use machine::saved::blob::Blob;
