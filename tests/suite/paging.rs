@@ -348,7 +348,7 @@ fn changes(cases: &mut Vec<Case>) {
             g.code(|a| {
                 asm!(a;
                     mov(rbx, PAGE); mov(rax, ptr(rbx + 0x5000)); mov(rax, ptr(rbx + 0x9000));
-                    mov(rdx, 0); mov(ptr(slot), rdx);
+                    mov(rdx, 0u64); mov(ptr(slot), rdx);
                     invlpg(ptr(rbx + 0x1000));
                 );
                 if access == "read" {
