@@ -263,7 +263,10 @@ fn crossing(cases: &mut Vec<Case>) {
                         g.poke(0x40_3000, &[0xa5; 16]);
                         g.watch("first", 0x40_5ff8, 8);
                         g.watch("second", 0x40_3000, 8);
-                        let slots = [g.leaf_slot(PAGE, Size::Kib4), g.leaf_slot(second, Size::Kib4)];
+                        let slots = [
+                            g.leaf_slot(PAGE, Size::Kib4),
+                            g.leaf_slot(second, Size::Kib4),
+                        ];
                         g.watch("pte1", slots[0], 8);
                         g.watch("pte2", slots[1], 8);
                         let va = second - back;
@@ -522,7 +525,11 @@ fn changes(cases: &mut Vec<Case>) {
 
 /// Accessed and dirty bits, again after software cleared them.
 fn accessed_and_dirty(cases: &mut Vec<Case>) {
-    for (name, clear) in [("dirty", pte::D), ("accessed", pte::A), ("both", pte::A | pte::D)] {
+    for (name, clear) in [
+        ("dirty", pte::D),
+        ("accessed", pte::A),
+        ("both", pte::A | pte::D),
+    ] {
         for size in [Size::Kib4, Size::Mib2] {
             cases.push(case(format!("clear_{name}_{}", size.name()), move |g| {
                 g.map(PAGE, frame(size), pte::P | pte::RW, size);
@@ -556,12 +563,22 @@ fn accessed_and_dirty(cases: &mut Vec<Case>) {
     ] {
         for (what, kind) in [("read", Touch::Read), ("write", Touch::Write)] {
             cases.push(case(format!("canonical_{name}_{what}"), move |g| {
-                g.map(0x0000_7fff_ffff_f000, 0x40_0000, pte::P | pte::RW, Size::Kib4);
+                g.map(
+                    0x0000_7fff_ffff_f000,
+                    0x40_0000,
+                    pte::P | pte::RW,
+                    Size::Kib4,
+                );
                 g.code(|a| touch(a, kind, va))
             }));
         }
         cases.push(case(format!("canonical_{name}_stack"), move |g| {
-            g.map(0x0000_7fff_ffff_f000, 0x40_0000, pte::P | pte::RW, Size::Kib4);
+            g.map(
+                0x0000_7fff_ffff_f000,
+                0x40_0000,
+                pte::P | pte::RW,
+                Size::Kib4,
+            );
             g.code(|a| {
                 asm!(a; mov(rsp, va); pop(rax); mov(edx, 1););
                 Ok(())
