@@ -1,0 +1,286 @@
+//! Locks and leases: small objects that name a process, found stale when that process is gone.
+//!
+//! Acquiring needs only put-if-absent and list: put a lock of the next free number, then list
+//! again; whoever sees another live lock takes its own back and waits. Of two that run at once at
+//! least one sees the other, so never both hold.
+
+mod process;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::backend::Backend;
+use crate::envelope::{LOCK, open, seal};
+use crate::error::{Error, FormatError, Holder};
+use crate::wire::{Input, Output};
+use process::Process;
+
+pub(crate) use process::{unique, unix_ns};
+
+/// Exclusive: the one writer.
+pub(crate) const WRITER: &str = "writer";
+/// Exclusive: the one maintenance operation.
+pub(crate) const UPKEEP: &str = "upkeep";
+/// Shared: readers and writers that garbage collection must spare.
+pub(crate) const LEASE: &str = "lease";
+
+/// How long to wait for an exclusive lock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience(pub Duration);
+
+/// What a lock object says.
+#[derive(Debug, Clone)]
+pub(crate) struct LockInfo {
+    pub(crate) key: String,
+    process: Process,
+    pub(crate) since_unix_ns: u64,
+    pub(crate) purpose: String,
+    token: [u8; 16],
+}
+
+impl LockInfo {
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        self.process.encode(&mut body);
+        body.put_u64(self.since_unix_ns);
+        body.put_block(self.purpose.as_bytes());
+        body.extend_from_slice(&self.token);
+        seal(&LOCK, &body)
+    }
+
+    fn decode(key: &str, bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut input = Input::new(open(&LOCK, bytes)?);
+        let info = Self {
+            key: key.to_owned(),
+            process: Process::decode(&mut input)?,
+            since_unix_ns: input.u64()?,
+            purpose: input.text()?.to_owned(),
+            token: input.array()?,
+        };
+        input.finish()?;
+        Ok(info)
+    }
+
+    /// Whether the process may still be there. One on another host always may.
+    pub(crate) fn is_live(&self) -> bool {
+        self.process.may_live()
+    }
+
+    fn holder(&self, backend: &dyn Backend) -> Holder {
+        Holder {
+            host: self.process.host.clone(),
+            pid: self.process.pid,
+            since_unix_s: self.since_unix_ns / 1_000_000_000,
+            purpose: self.purpose.clone(),
+            path: backend.describe(&self.key),
+        }
+    }
+}
+
+/// A lock or lease; given back when dropped.
+pub(crate) struct Lock {
+    backend: Arc<dyn Backend>,
+    pub(crate) key: String,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A lock left behind is found stale when this process is gone.
+        let _ = self.backend.delete(&self.key);
+    }
+}
+
+/// All locks of a kind, stale ones included. An unreadable lock object counts as held by someone
+/// unknown, because taking it for free could let two writers in.
+pub(crate) fn list(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, Error> {
+    let mut out = Vec::new();
+    for listed in backend.list("locks/")? {
+        if !listed.key.starts_with(&format!("locks/{kind}-")) {
+            continue;
+        }
+        let bytes = match backend.get_all(&listed.key) {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let info = LockInfo::decode(&listed.key, &bytes).map_err(|source| Error::Damaged {
+            path: backend.describe(&listed.key),
+            source,
+        })?;
+        out.push(info);
+    }
+    Ok(out)
+}
+
+/// Locks of a kind whose process may still be there.
+pub(crate) fn live(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, Error> {
+    Ok(list(backend, kind)?
+        .into_iter()
+        .filter(LockInfo::is_live)
+        .collect())
+}
+
+/// Takes a shared lease.
+pub(crate) fn lease(backend: &Arc<dyn Backend>, purpose: &str) -> Result<Lock, Error> {
+    let token = unique();
+    let name: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("locks/{LEASE}-{name}");
+    put(&**backend, &key, purpose, token)?;
+    Ok(Lock {
+        backend: Arc::clone(backend),
+        key,
+    })
+}
+
+fn put(backend: &dyn Backend, key: &str, purpose: &str, token: [u8; 16]) -> Result<bool, Error> {
+    let info = LockInfo {
+        key: key.to_owned(),
+        process: Process::current(),
+        since_unix_ns: unix_ns(SystemTime::now()),
+        purpose: purpose.to_owned(),
+        token,
+    };
+    Ok(backend.put_if_absent(key, &info.encode())?)
+}
+
+/// Takes an exclusive lock, waiting as long as `patience` allows.
+pub(crate) fn exclusive(
+    backend: &Arc<dyn Backend>,
+    kind: &'static str,
+    purpose: &str,
+    patience: Patience,
+) -> Result<Lock, Error> {
+    let deadline = Instant::now() + patience.0;
+    let mut tries = 0;
+    loop {
+        let holder = match try_exclusive(backend, kind, purpose)? {
+            Ok(lock) => return Ok(lock),
+            Err(holder) => holder,
+        };
+        tries += 1;
+        // Two that met take turns by process id; a real holder is only waited for if asked.
+        let met = tries < 5;
+        if !met && Instant::now() >= deadline {
+            return Err(Error::Locked { lock: kind, holder });
+        }
+        let jitter = u64::from(std::process::id() % 16) + u64::from(unique()[0] % 16);
+        std::thread::sleep(Duration::from_millis(if met {
+            2 + jitter
+        } else {
+            100 + jitter
+        }));
+    }
+}
+
+fn try_exclusive(
+    backend: &Arc<dyn Backend>,
+    kind: &str,
+    purpose: &str,
+) -> Result<Result<Lock, Holder>, Error> {
+    let found = list(&**backend, kind)?;
+    if let Some(held) = found.iter().find(|lock| lock.is_live()) {
+        return Ok(Err(held.holder(&**backend)));
+    }
+    let number = |lock: &LockInfo| {
+        lock.key
+            .rsplit('-')
+            .next()
+            .and_then(|n| n.parse::<u32>().ok())
+    };
+    let next = found
+        .iter()
+        .filter_map(number)
+        .max()
+        .unwrap_or(0)
+        .wrapping_add(1);
+    let key = format!("locks/{kind}-{next:08}");
+    if !put(&**backend, &key, purpose, unique())? {
+        let found = list(&**backend, kind)?;
+        return match found.iter().find(|lock| lock.is_live()) {
+            Some(held) => Ok(Err(held.holder(&**backend))),
+            None => try_exclusive(backend, kind, purpose),
+        };
+    }
+    let mine = Lock {
+        backend: Arc::clone(backend),
+        key,
+    };
+    let others = list(&**backend, kind)?;
+    if let Some(other) = others
+        .iter()
+        .find(|lock| lock.key != mine.key && lock.is_live())
+    {
+        return Ok(Err(other.holder(&**backend)));
+    }
+    // The stale ones can go: this process holds the lock now.
+    for stale in others.iter().filter(|lock| lock.key != mine.key) {
+        backend.delete(&stale.key)?;
+    }
+    Ok(Ok(mine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Local;
+
+    fn backend() -> (tempfile::TempDir, Arc<dyn Backend>) {
+        let directory = tempfile::tempdir().unwrap();
+        let backend: Arc<dyn Backend> = Arc::new(Local::new(directory.path()));
+        (directory, backend)
+    }
+
+    #[test]
+    fn a_second_holder_is_told_by_whom_the_lock_is_held() {
+        let (_directory, backend) = backend();
+        let held = exclusive(&backend, WRITER, "record boot", Patience::default()).unwrap();
+        let error = exclusive(&backend, WRITER, "import", Patience::default())
+            .err()
+            .unwrap();
+        let text = error.to_string();
+        assert!(text.contains("record boot") && text.contains(&std::process::id().to_string()));
+        drop(held);
+        exclusive(&backend, WRITER, "import", Patience::default()).unwrap();
+    }
+
+    #[test]
+    fn the_lock_of_a_process_that_is_gone_is_stale() {
+        let (_directory, backend) = backend();
+        let info = LockInfo {
+            key: "locks/writer-00000004".into(),
+            process: Process {
+                pid: 1 << 22,
+                started: 1,
+                ..Process::current()
+            },
+            since_unix_ns: 1,
+            purpose: "died".into(),
+            token: [0; 16],
+        };
+        backend.put_if_absent(&info.key, &info.encode()).unwrap();
+        let lock = exclusive(&backend, WRITER, "next", Patience::default()).unwrap();
+        assert_eq!(lock.key, "locks/writer-00000005");
+        assert_eq!(list(&*backend, WRITER).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn of_many_at_once_one_holds_at_a_time() {
+        let (_directory, backend) = backend();
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        let patience = Patience(Duration::from_secs(60));
+                        let lock = exclusive(&backend, WRITER, "race", patience).unwrap();
+                        assert_eq!(inside.fetch_add(1, order), 0);
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, order);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+    }
+}

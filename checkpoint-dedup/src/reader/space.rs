@@ -1,0 +1,150 @@
+//! One page space of one checkpoint.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{layer_of, read_content};
+use crate::error::Error;
+use crate::id::{Frame, PAGE_BYTES, Page, PageRef, fill_of};
+use crate::map::{Content, Layer};
+use crate::recording::Manifest;
+use crate::store::Store;
+
+/// Frames that one task restores.
+const RESTORE_FRAMES: usize = 256;
+
+/// A page space of a checkpoint; cheap to clone, readable from any thread.
+#[derive(Clone)]
+pub struct SpaceView {
+    store: Arc<Store>,
+    name: Arc<str>,
+    frames: u32,
+    /// Newest first: manifest, and whether its merged layer is meant.
+    chain: Arc<Vec<(Arc<Manifest>, bool)>>,
+}
+
+impl SpaceView {
+    pub(super) fn new(
+        store: Arc<Store>,
+        name: &str,
+        frames: u32,
+        chain: Vec<(Arc<Manifest>, bool)>,
+    ) -> Self {
+        Self {
+            store,
+            name: name.into(),
+            frames,
+            chain: Arc::new(chain),
+        }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Frames in the space; valid frames are below.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.chain
+            .iter()
+            .filter_map(|entry| layer_of(entry, &self.name))
+    }
+
+    pub(crate) fn content(&self, frame: Frame) -> Result<Content, Error> {
+        if frame.0 >= self.frames {
+            return Err(Error::NotInCheckpoint {
+                what: format!("frame {frame} of {:?} ({} frames)", self.name, self.frames),
+            });
+        }
+        let found = self.layers().find_map(|layer| layer.get(frame));
+        Ok(found.unwrap_or(Content::Fill(0)))
+    }
+
+    /// What a frame holds, without reading it. Frames with equal references hold equal pages.
+    ///
+    /// # Errors
+    /// [`Error::NotInCheckpoint`] for a frame beyond the space.
+    pub fn page_ref(&self, frame: Frame) -> Result<PageRef, Error> {
+        Ok(self.content(frame)?.to_ref(&self.store.index))
+    }
+
+    /// Reads the page in a frame.
+    ///
+    /// # Errors
+    /// [`Error::NotInCheckpoint`], [`Error::Damaged`], [`Error::Missing`]; never wrong bytes.
+    pub fn read(&self, frame: Frame, page: &mut Page) -> Result<(), Error> {
+        read_content(&self.store, self.content(frame)?, page)
+    }
+
+    /// The frames whose content is not zero, ascending.
+    pub fn nonzero_frames(&self) -> Vec<Frame> {
+        let map = self.full_map();
+        map.iter()
+            .filter(|(_, content)| *content != Content::Fill(0))
+            .map(|(f, _)| f)
+            .collect()
+    }
+
+    /// The frames in one layer.
+    pub(crate) fn full_map(&self) -> Layer {
+        let mut map = Layer::default();
+        for layer in self.layers().collect::<Vec<_>>().into_iter().rev() {
+            map = map.merge(layer);
+        }
+        map
+    }
+
+    /// Reads the whole space into `memory`, on all threads of the current rayon pool.
+    ///
+    /// # Errors
+    /// As [`SpaceView::read`]; [`Error::Refused`] if `memory` has another size.
+    pub fn restore(&self, memory: &mut [u8]) -> Result<(), Error> {
+        if memory.len() != self.frames as usize * PAGE_BYTES {
+            return Err(Error::Refused(format!(
+                "{:?} has {} bytes, the target {}",
+                self.name,
+                self.frames as usize * PAGE_BYTES,
+                memory.len()
+            )));
+        }
+        let map = self.full_map();
+        let contents: Vec<(Frame, Content)> = map.iter().collect();
+        memory
+            .par_chunks_mut(RESTORE_FRAMES * PAGE_BYTES)
+            .enumerate()
+            .try_for_each(|(chunk, memory)| {
+                let first = (chunk * RESTORE_FRAMES) as u32;
+                restore_chunk(&self.store, &contents, first, memory)
+            })
+    }
+}
+
+/// Restores consecutive frames from `first`.
+fn restore_chunk(
+    store: &Store,
+    contents: &[(Frame, Content)],
+    first: u32,
+    memory: &mut [u8],
+) -> Result<(), Error> {
+    let mut at = contents.partition_point(|(frame, _)| frame.0 < first);
+    for (frame, page) in (first..).zip(memory.chunks_exact_mut(PAGE_BYTES)) {
+        let page: &mut Page = page.try_into().expect("chunks_exact_mut gives pages");
+        let content = match contents.get(at) {
+            Some(&(found, content)) if found.0 == frame => {
+                at += 1;
+                content
+            }
+            _ => Content::Fill(0),
+        };
+        // Fresh memory is zero already, and touching it would cost the caller real pages.
+        if content != Content::Fill(0) || fill_of(page) != Some(0) {
+            read_content(store, content, page)?;
+        }
+    }
+    Ok(())
+}
