@@ -2,9 +2,7 @@
 //! themselves, and random programs for it.
 
 mod cpu;
-mod devices;
 mod program;
 
 pub use cpu::ToyCpu;
-pub use devices::ToyBus;
-pub use program::{RAM_BYTES, Rng, load_program, load_spin};
+pub use program::{RAM_BYTES, load_program};

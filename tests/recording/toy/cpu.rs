@@ -10,24 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tcg_sim::replay::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
-pub const ADD: u8 = 0;
-pub const LOAD: u8 = 1;
-pub const STORE: u8 = 2;
-pub const IN: u8 = 3;
-pub const OUT: u8 = 4;
-pub const JNZ: u8 = 5;
-pub const HLT: u8 = 6;
-pub const STI: u8 = 7;
-pub const CLI: u8 = 8;
-pub const IRET: u8 = 9;
-pub const FILL: u8 = 10;
-pub const TIME: u8 = 11;
-pub const MIX: u8 = 12;
-pub const LOADSS: u8 = 13;
-pub const FAIL: u8 = 14;
+pub(super) const ADD: u8 = 0;
+pub(super) const LOAD: u8 = 1;
+pub(super) const STORE: u8 = 2;
+pub(super) const IN: u8 = 3;
+pub(super) const OUT: u8 = 4;
+pub(super) const JNZ: u8 = 5;
+pub(super) const HLT: u8 = 6;
+pub(super) const STI: u8 = 7;
+pub(super) const CLI: u8 = 8;
+pub(super) const IRET: u8 = 9;
+pub(super) const FILL: u8 = 10;
+pub(super) const TIME: u8 = 11;
+pub(super) const MIX: u8 = 12;
+pub(super) const LOADSS: u8 = 13;
+pub(super) const FAIL: u8 = 14;
 
 /// Interrupt vectors: quadwords from here.
-pub const VECTORS: u64 = 0x800;
+pub(super) const VECTORS: u64 = 0x800;
 
 struct Flag(AtomicBool);
 
@@ -37,6 +37,7 @@ impl Kick for Flag {
     }
 }
 
+/// The processor.
 pub struct ToyCpu {
     ram: Arc<Ram>,
     cpu: CpuState,
@@ -48,6 +49,7 @@ pub struct ToyCpu {
 }
 
 impl ToyCpu {
+    /// One on this RAM, in the default state.
     pub fn new(ram: Arc<Ram>) -> Self {
         Self {
             ram,
