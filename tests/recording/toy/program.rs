@@ -60,7 +60,7 @@ pub fn load_program(ram: &Ram, seed: u64) -> CpuState {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut code = vec![(STI, 0, 0, 0)];
     // A third of the programs exit for nothing but interrupts.
-    let kinds = if seed % 3 == 0 { 8 } else { 14 };
+    let kinds = if seed.is_multiple_of(3) { 8 } else { 14 };
     for _ in 0..rng.below(30) + 5 {
         piece(&mut rng, &mut code, kinds);
     }
