@@ -3,7 +3,7 @@
 use machine::board::{Board, Effects};
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
-use machine::saved::blob::Blob;
+use machine::saved::Blob;
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
 
 /// The devices of a machine, as the vCPU's thread sees them between two exits. They change RAM only

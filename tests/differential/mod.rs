@@ -21,3 +21,25 @@ pub mod side;
 pub mod text;
 mod values;
 pub mod vendor;
+
+use guest::{Guest, GuestError};
+use image::Images;
+use machine::cpuid::CpuidTable;
+use side::GuestSide;
+use tcg_sim::{Engine, EngineOptions};
+
+/// The engine as a side: as it is used, or with one instruction per block and every memory access
+/// checked in Rust.
+///
+/// # Errors
+/// [`GuestError`] when the host gives no memory or lacks what the engine needs.
+pub fn engine(images: &Images, single: bool) -> Result<GuestSide<Engine>, GuestError> {
+    let options = EngineOptions {
+        one_instruction_blocks: single,
+        ..EngineOptions::default()
+    };
+    let guest = Guest::new(images, |ram| {
+        Engine::new(ram, CpuidTable::x86_64_v2(), options)
+    })?;
+    Ok(GuestSide::new(guest))
+}

@@ -1,10 +1,12 @@
 //! Long runs of the differential fuzzer: `differential [--pair P] [--seeds A..B] [--out DIR]`.
 //!
-//! Pairs: `native-native` (is the host deterministic?). Findings are made small and written to DIR as
+//! Pairs: `native-engine`, `engine-single` (normal against one-instruction blocks), `native-single`,
+//! `native-native` (is the host deterministic?). Findings are made small and written to DIR as
 //! regression cases. One process uses one seed range; start several for several processors.
 
 use anyhow::{Context, bail};
 use simuboost_tests::differential::compare::Finding;
+use simuboost_tests::differential::engine;
 use simuboost_tests::differential::fuzzer::{BATCH, Fuzzer, Tally};
 use simuboost_tests::differential::image::Images;
 use simuboost_tests::differential::native::NativeCpu;
@@ -26,7 +28,7 @@ struct Options {
 
 fn options() -> anyhow::Result<Options> {
     let mut options = Options {
-        pair: "native-native".to_owned(),
+        pair: "native-engine".to_owned(),
         seeds: 0..100_000,
         out: PathBuf::from("differential-findings"),
     };
@@ -56,6 +58,18 @@ fn main() -> anyhow::Result<()> {
         "native-native" => {
             let again = NativeCpu::new(BATCH, images.constant())?;
             run(Fuzzer::new(images, native, again), &options)
+        }
+        "native-engine" => {
+            let engine = engine(&images, false)?;
+            run(Fuzzer::new(images, native, engine), &options)
+        }
+        "native-single" => {
+            let engine = engine(&images, true)?;
+            run(Fuzzer::new(images, native, engine), &options)
+        }
+        "engine-single" => {
+            let sides = (engine(&images, false)?, engine(&images, true)?);
+            run(Fuzzer::new(images, sides.0, sides.1), &options)
         }
         other => bail!("unknown pair {other}"),
     }

@@ -1,8 +1,10 @@
 //! Any `machine::vcpu::Vcpu` as a runner of guests.
 
 use crate::guest::{End, Guest, Outcome, layout};
+use machine::board::Board;
+use machine::devices::cmos::DEFAULT_START_UNIX_S;
 use machine::ram::Ram;
-use machine::units::{GuestPhys, Port, Position, Vector};
+use machine::units::{GuestPhys, Port, Position, Vector, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use std::sync::Arc;
 
@@ -91,5 +93,48 @@ pub fn drive(vcpu: &mut dyn Vcpu, ports: &mut dyn Ports) -> Result<End, VcpuErro
             Exit::Shutdown => return Ok(End::Shutdown),
             Exit::Reached | Exit::Kicked => return Ok(End::Limit),
         }
+    }
+}
+
+/// The PC's devices. Time passes with each access, a microsecond a time.
+pub struct BoardPorts {
+    board: Board,
+    now: VirtualNanos,
+}
+
+impl BoardPorts {
+    /// The devices at power-on.
+    #[expect(
+        clippy::new_without_default,
+        reason = "the power-on state is not a default value"
+    )]
+    pub fn new() -> Self {
+        Self {
+            board: Board::new(layout::RAM_BYTES, DEFAULT_START_UNIX_S),
+            now: VirtualNanos(0),
+        }
+    }
+
+    fn tick(&mut self) -> VirtualNanos {
+        self.now.0 += 1000;
+        self.now
+    }
+}
+
+impl Ports for BoardPorts {
+    fn read(&mut self, port: Port, size: u8) -> u32 {
+        let now = self.tick();
+        self.board.port_read(port, size, now)
+    }
+    fn write(&mut self, port: Port, size: u8, value: u32) {
+        let now = self.tick();
+        // No guest of the suites prints or resets.
+        let _ = self.board.port_write(port, size, value, now);
+    }
+    fn pending(&mut self) -> bool {
+        self.board.interrupt_pending()
+    }
+    fn acknowledge(&mut self) -> Option<Vector> {
+        self.board.acknowledge()
     }
 }

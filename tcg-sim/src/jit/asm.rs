@@ -5,7 +5,6 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Host(pub(crate) u8);
 
-#[expect(missing_docs, reason = "architectural names")]
 impl Host {
     pub(crate) const RAX: Self = Self(0);
     pub(crate) const RCX: Self = Self(1);
@@ -160,9 +159,6 @@ impl Asm {
     pub(crate) fn store(&mut self, to: Mem, from: Host) {
         self.op_mem(true, &[0x89], from.0, to);
     }
-    pub(crate) fn store32(&mut self, to: Mem, from: Host) {
-        self.op_mem(false, &[0x89], from.0, to);
-    }
     pub(crate) fn store16(&mut self, to: Mem, from: Host) {
         self.bytes.push(0x66);
         self.op_mem(false, &[0x89], from.0, to);
@@ -306,12 +302,6 @@ impl Asm {
         self.bytes[patch.0..patch.0 + 4].copy_from_slice(&relative.to_le_bytes());
     }
 
-    /// Binds a jump to an offset already emitted.
-    pub(crate) fn bind_at(&mut self, patch: Patch, offset: usize) {
-        let relative = offset as i32 - (patch.0 as i32 + 4);
-        self.bytes[patch.0..patch.0 + 4].copy_from_slice(&relative.to_le_bytes());
-    }
-
     /// Binds a short jump to the next byte.
     pub(crate) fn bind_short(&mut self, patch: ShortPatch) {
         let relative = self.bytes.len() - patch.0 - 1;
@@ -385,7 +375,8 @@ mod tests {
 
     #[test]
     fn emitted_forms_read_back_as_meant() {
-        let cases: &[(fn(&mut Asm), &str)] = &[
+        type Case = (fn(&mut Asm), &'static str);
+        let cases: &[Case] = &[
             (|a| a.load(Host::R10, Mem::env(4)), "mov r10,[rsp+4];"),
             (|a| a.store(Mem::env(-124), Host::RAX), "mov [rsp-7Ch],rax;"),
             (

@@ -100,11 +100,6 @@ impl CodeMemory {
         self.used = self.start;
     }
 
-    /// Whether a host address is inside translated code.
-    pub(crate) fn contains(&self, address: u64) -> bool {
-        (self.execute + self.start as u64..self.next()).contains(&address)
-    }
-
     /// First and last-plus-one host address of the memory.
     pub(crate) fn range(&self) -> (u64, u64) {
         (self.execute, self.execute + self.bytes as u64)

@@ -263,11 +263,6 @@ impl Env {
 }
 
 impl Core {
-    /// No stack slot hits afterwards.
-    pub(crate) fn empty_slots(&mut self) {
-        self.slots = [EMPTY_SLOT; 3];
-    }
-
     /// The sixteen general-purpose registers in encoding order.
     pub(crate) fn gprs(&self) -> [u64; 16] {
         [

@@ -91,18 +91,8 @@ impl Mode {
         self.0 & Self::TASK_SWITCHED != 0
     }
 
-    /// CR0.MP.
-    pub(crate) fn monitor_coprocessor(self) -> bool {
-        self.0 & Self::MONITOR_COPROCESSOR != 0
-    }
-
     /// CR4.OSFXSR is clear.
     pub(crate) fn no_sse(self) -> bool {
         self.0 & Self::NO_SSE != 0
-    }
-
-    /// The bits, for keys.
-    pub(crate) fn bits(self) -> u16 {
-        self.0
     }
 }

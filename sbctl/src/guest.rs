@@ -1,0 +1,147 @@
+//! The guest that `run` and `record` are told about.
+
+use crate::quantity::{ByteSize, Count};
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use machine::board::Board;
+use machine::boot::{self, LinuxBoot};
+use machine::clock::{HostClock, InsnClock, VirtualClock};
+use machine::cpuid::CpuidTable;
+use machine::devices::cmos::DEFAULT_START_UNIX_S;
+use machine::ram::Ram;
+use machine::units::Position;
+use machine::vcpu::Vcpu;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use tcg_sim::{Engine, EngineOptions};
+
+/// Options that say what the guest is.
+#[derive(Debug, Args)]
+pub(crate) struct GuestArguments {
+    /// Kernel: a Linux bzImage (vmlinuz) or an x86-64 ELF executable
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Kernel options, put behind those that the machine itself needs
+    #[arg(long, value_name = "OPTIONS", default_value = "")]
+    pub(crate) append: String,
+    /// RAM
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: ByteSize,
+    /// What executes the guest
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    pub(crate) accel: Accel,
+    /// Where virtual time comes from
+    #[arg(long, value_enum, default_value_t = Clock::Insn)]
+    pub(crate) clock: Clock,
+    /// Instructions per second of virtual time, with --clock insn
+    #[arg(long, value_name = "COUNT", default_value = "1G")]
+    pub(crate) ips: Count,
+    /// The guest's serial console: stdio, none or file:PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) console: ConsoleArgument,
+}
+
+/// What executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// The best that this host has
+    Auto,
+    /// The translating engine
+    Engine,
+}
+
+/// Where virtual time comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Clock {
+    /// From the instructions executed: the same in every run
+    Insn,
+    /// From the host's clock
+    Host,
+}
+
+/// Where the guest's console is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConsoleArgument {
+    /// Output on standard output, input from standard input.
+    Stdio,
+    /// Output is dropped; there is no input.
+    None,
+    /// Output goes to a file; there is no input.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "none" => Ok(Self::None),
+            _ => text
+                .strip_prefix("file:")
+                .filter(|path| !path.is_empty())
+                .map(|path| Self::File(path.into()))
+                .ok_or_else(|| "stdio, none or file:PATH is expected".to_owned()),
+        }
+    }
+}
+
+/// A guest at its first instruction.
+pub(crate) struct Guest {
+    pub(crate) ram: Arc<Ram>,
+    pub(crate) vcpu: Engine,
+    pub(crate) board: Board,
+    pub(crate) clock: VirtualClock,
+}
+
+impl GuestArguments {
+    /// Loads the guest.
+    pub(crate) fn prepare(&self) -> Result<Guest> {
+        let kernel = read(&self.kernel, "kernel")?;
+        let initrd = self.initrd.as_deref().map(|path| read(path, "initrd"));
+        let initrd = initrd.transpose()?;
+        let ram = Arc::new(Ram::new(self.memory.0).context("--memory")?);
+        let loaded = boot::load(
+            &ram,
+            &LinuxBoot {
+                kernel: &kernel,
+                initrd: initrd.as_deref(),
+                command_line: &boot::command_line(&self.append),
+                rng_seed: boot::DEFAULT_RNG_SEED,
+            },
+        )
+        .with_context(|| format!("cannot load {}", self.kernel.display()))?;
+        let cpuid = CpuidTable::x86_64_v2();
+        let mut vcpu = match self.accel {
+            Accel::Auto | Accel::Engine => {
+                Engine::new(ram.clone(), cpuid, EngineOptions::default())?
+            }
+        };
+        vcpu.load(&loaded.state, Position::default())?;
+        Ok(Guest {
+            board: Board::new(ram.bytes(), DEFAULT_START_UNIX_S),
+            ram,
+            vcpu,
+            clock: self.virtual_clock()?,
+        })
+    }
+
+    fn virtual_clock(&self) -> Result<VirtualClock> {
+        Ok(match self.clock {
+            Clock::Host => VirtualClock::Host(HostClock::new()),
+            Clock::Insn => {
+                let rate = NonZeroU64::new(self.ips.0).context("--ips must not be 0")?;
+                VirtualClock::Insn(InsnClock::new(rate))
+            }
+        })
+    }
+}
+
+fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read the {what} {}", path.display()))
+}

@@ -1,0 +1,122 @@
+//! What a run came to.
+
+use crate::quantity::Grouped;
+use anyhow::{Context, Result};
+use kvm_recorder::Summary;
+use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
+use machine::ram::{PageBytes, Ram};
+use machine::saved::Blob;
+use machine::units::Gfn;
+use replay_log::EndReason;
+use serde::Serialize;
+use std::fmt;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+/// How and when a guest ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    end: &'static str,
+    #[serde(skip)]
+    sentence: &'static str,
+    #[serde(skip)]
+    succeeded: bool,
+    instructions: u64,
+    guest_time_ns: u64,
+    host_time_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_hash: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn new(summary: &Summary) -> Self {
+        // `Checkpoint` ends an interval, never a run.
+        let (end, sentence, succeeded) = match summary.reason {
+            EndReason::PoweredOff => ("powered-off", "the guest powered off", true),
+            EndReason::Stopped | EndReason::Checkpoint => ("stopped", "stopped", true),
+            EndReason::Reset => ("reset", "the guest reset the machine", false),
+            EndReason::Shutdown => ("triple-fault", "the guest caused a triple fault", false),
+            EndReason::Idle => (
+                "idle",
+                "the guest waits for an interrupt that cannot come",
+                false,
+            ),
+        };
+        Self {
+            end,
+            sentence,
+            succeeded,
+            instructions: summary.steps.map_or(0, |steps| steps.0),
+            guest_time_ns: summary.guest_time.0,
+            host_time_ns: summary.host_time.as_nanos() as u64,
+            state_hash: None,
+        }
+    }
+
+    /// 0 if the guest ended as it should, else 1.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self.succeeded {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }
+    }
+
+    /// JSON with the hash of the final state.
+    pub(crate) fn json(mut self, state_hash: String) -> Result<String> {
+        self.state_hash = Some(state_hash);
+        Ok(serde_json::to_string_pretty(&self)? + "\n")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host_seconds = self.host_time_ns as f64 / 1e9;
+        write!(
+            f,
+            "{} after {} instructions, {host_seconds:.2} s ({:.2} s of guest time, {:.0} million \
+             instructions per second)",
+            self.sentence,
+            Grouped(self.instructions),
+            self.guest_time_ns as f64 / 1e9,
+            self.instructions as f64 / 1e6 / host_seconds.max(1e-9),
+        )
+    }
+}
+
+/// Keeps the last checkpoint of a run, without its pages.
+#[derive(Clone, Default)]
+pub(crate) struct FinalState(Arc<Mutex<Option<Checkpoint>>>);
+
+impl CheckpointSink for FinalState {
+    fn begin(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let mut last = self.0.lock().expect("no panic under the lock");
+        *last = Some(checkpoint.clone());
+        Ok(())
+    }
+    fn page(&mut self, _: Gfn, _: &PageBytes) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn content(&mut self, _: [u8; 32], _: &PageBytes) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn publish(&mut self, _: Option<&[u8]>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl FinalState {
+    /// BLAKE3 of the vCPU's state, the devices and RAM, in hexadecimal.
+    pub(crate) fn hash(&self, ram: &Ram) -> Result<String> {
+        let last = self.0.lock().expect("no panic under the lock");
+        let checkpoint = last.as_ref().context("the run left no final state")?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&checkpoint.cpu.save().to_blob());
+        for device in &checkpoint.devices {
+            hasher.update(&device.bytes);
+        }
+        for gfn in 0..ram.frames() {
+            hasher.update(&ram.page(Gfn(gfn)));
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}

@@ -1,0 +1,100 @@
+//! Holds the engine against QEMU TCG, case by case of the system suites, and prints every item in
+//! which the two differ: `cargo run --release -p simuboost-tests --example system_suite`.
+//!
+//! QEMU is an oracle, not the truth: it sets accessed bits on the way to a fault, reports the read
+//! half of a read-modify-write, and raises #GP where hardware raises #SS. docs/verification.md says
+//! which differences are explained. `SB_BLESS=1` asks QEMU anew (else the answers kept under
+//! `tests/golden` serve); `SB_CASE=text` runs only the cases whose name contains the text.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use machine::cpuid::{CpuidTable, leaf7};
+use simuboost_tests::guest::End;
+use simuboost_tests::oracle::vcpu;
+use simuboost_tests::suite::{Case, Devices, Report, Suite, bless, golden, paging};
+use std::fmt::Write as _;
+use tcg_sim::{Engine, EngineOptions};
+
+fn wanted(name: &str) -> bool {
+    std::env::var("SB_CASE").map_or(true, |text| name.contains(&text))
+}
+
+/// The engine in one of its two ways to work.
+fn options(one_instruction_blocks: bool) -> EngineOptions {
+    EngineOptions {
+        code_bytes: 4 << 20,
+        one_instruction_blocks,
+    }
+}
+
+fn cpuid() -> CpuidTable {
+    let mut table = CpuidTable::x86_64_v2();
+    for entry in table.entries.iter_mut().filter(|entry| entry.leaf == 7) {
+        entry.registers[1] |= leaf7::EBX_SMEP | leaf7::EBX_SMAP;
+    }
+    table
+}
+
+fn run_case(case: &Case, one_instruction_blocks: bool) -> Report {
+    let guest = case.guest();
+    let ram = vcpu::ram_of(&guest);
+    let mut engine = Engine::new(ram.clone(), cpuid(), options(one_instruction_blocks)).unwrap();
+    let outcome = match case.devices {
+        Devices::None => vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts),
+        Devices::Board => vcpu::run(&mut engine, &ram, &guest, &mut vcpu::BoardPorts::new()),
+    };
+    if let End::Unsupported(what) = &outcome.end {
+        println!("{}: {what}", case.name);
+    }
+    case.report(&outcome)
+}
+
+fn check(suite: &Suite) {
+    let path = golden::path(suite);
+    if std::env::var_os("SB_BLESS").is_some() {
+        let blocks = bless::golden(suite, &|_| true).unwrap();
+        let text: String = blocks.into_iter().map(|(_, block)| block).collect();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = golden::parse(
+        &std::fs::read_to_string(&path).expect("SB_BLESS=1 makes the golden file first"),
+    );
+    let mut names: Vec<&str> = suite.cases.iter().map(|case| case.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        expected.keys().map(String::as_str).collect::<Vec<_>>(),
+        "the golden file is of other cases: SB_BLESS=1"
+    );
+    let amd = is_amd();
+    let mut failures = String::new();
+    let mut failed = 0;
+    for case in suite
+        .cases
+        .iter()
+        .filter(|c| wanted(&c.name) && (amd || !c.amd_only))
+    {
+        for one in [false, true] {
+            let differing = golden::differences(&expected[&case.name], &run_case(case, one));
+            if differing.is_empty() {
+                continue;
+            }
+            failed += 1;
+            let _ = writeln!(failures, "[{}] one_instruction_blocks={one}", case.name);
+            for (key, expected, actual) in differing {
+                let _ = writeln!(failures, "    {key}: expected {expected}, got {actual}");
+            }
+        }
+    }
+    print!("{failures}");
+    println!("{}: {failed} differing runs", suite.name);
+}
+
+fn is_amd() -> bool {
+    // Vendor string in EBX, EDX, ECX.
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
+}
+
+fn main() {
+    check(&paging::suite());
+}
