@@ -103,6 +103,33 @@ fn guests() -> u64 {
     asked.map_or(1_000, |n| n.parse().expect("a number of guests"))
 }
 
+/// Records the guest of this seed and verifies all its intervals.
+fn random_guest(seed: u64) -> (Summary, Vec<Report>) {
+    let program = Program::random(seed);
+    let interval = match seed % 3 {
+        0 => Length::Steps(3_000 + seed % 5_000),
+        _ => Length::Time(VirtualNanos(5_000 + 31 * (seed % 1_000))),
+    };
+    let positions = match seed % 2 {
+        0 => Positions::Count,
+        _ => random_kicks(seed),
+    };
+    let options = Options {
+        stop_after: Some(Length::Steps(50_000)),
+        ..options(insn_clock(), positions, interval)
+    };
+    let (store, summary) = record(&program, seed, options);
+    let reports = MACHINE.verify(store, &format!("guest {seed}"));
+    (summary, reports)
+}
+
+/// A kick at the boundary after HLT was reported instead of the halt, which then was counted as an
+/// I/O step of the next interval.
+#[test]
+fn a_checkpoint_right_after_a_halt_counts_it_in_the_interval_that_ends() {
+    random_guest(104_081);
+}
+
 #[test]
 fn random_guests_verify() {
     let (next, guests) = (AtomicU64::new(0), guests());
@@ -115,21 +142,7 @@ fn random_guests_verify() {
             if seed >= first + guests {
                 return;
             }
-            let program = Program::random(seed);
-            let interval = match seed % 3 {
-                0 => Length::Steps(3_000 + seed % 5_000),
-                _ => Length::Time(VirtualNanos(5_000 + 31 * (seed % 1_000))),
-            };
-            let positions = match seed % 2 {
-                0 => Positions::Count,
-                _ => random_kicks(seed),
-            };
-            let options = Options {
-                stop_after: Some(Length::Steps(50_000)),
-                ..options(insn_clock(), positions, interval)
-            };
-            let (store, summary) = record(&program, seed, options);
-            let reports = MACHINE.verify(store, &format!("guest {seed}"));
+            let (summary, reports) = random_guest(seed);
             totals.lock().unwrap().add(&summary, &reports);
         }
     };
