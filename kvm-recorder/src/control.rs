@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+/// How long a halted guest sleeps at most while input waits that its console does not take.
+const FULL_CONSOLE: Duration = Duration::from_millis(1);
+
 /// A handle on a running recording. Clones are the same handle.
 #[derive(Clone)]
 pub struct Control(Arc<Shared>);
@@ -72,9 +75,14 @@ impl Control {
     /// Sleeps until there is news, at most this long.
     pub(crate) fn wait(&self, at_most: Option<Duration>) {
         let inbox = self.inbox();
-        if self.stop_requested() || !inbox.is_empty() {
+        if self.stop_requested() {
             return;
         }
+        let at_most = match inbox.is_empty() {
+            true => at_most,
+            // The console is full: the guest may make room without any news.
+            false => Some(at_most.unwrap_or(FULL_CONSOLE).min(FULL_CONSOLE)),
+        };
         // Spurious wake-ups are fine: the caller looks again at everything.
         match at_most {
             Some(time) => drop(self.0.news.wait_timeout(inbox, time)),
@@ -112,5 +120,55 @@ impl Drop for ConsoleInput {
     fn drop(&mut self) {
         self.0.0.consoles.fetch_sub(1, Ordering::AcqRel);
         self.0.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Count(AtomicUsize);
+
+    impl Kick for Count {
+        fn kick(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn input_waits_until_it_is_taken_and_kicks_the_guest() {
+        let kicks = Arc::new(Count(AtomicUsize::new(0)));
+        let control = Control::new(kicks.clone());
+        assert!(!control.has_console());
+        let console = control.console();
+        console.send(b"abc");
+        assert!(control.has_console() && control.has_input());
+        assert_eq!(kicks.0.load(Ordering::Relaxed), 1);
+        control.offer_input(|bytes| {
+            assert_eq!(bytes, b"abc");
+            2
+        });
+        assert!(control.has_input());
+        control.offer_input(|bytes| {
+            assert_eq!(bytes, b"c");
+            1
+        });
+        assert!(!control.has_input());
+        drop(console);
+        assert!(!control.has_console());
+    }
+
+    #[test]
+    fn news_ends_a_wait() {
+        let control = Control::new(Arc::new(Count(AtomicUsize::new(0))));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !control.stop_requested() {
+                    control.wait(None);
+                }
+            });
+            control.stop();
+        });
+        control.wait(None);
     }
 }

@@ -12,7 +12,7 @@ use machine::board::Effects;
 use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
 use machine::memory::DeviceMemory;
 use machine::ram::Ram;
-use machine::state::{CpuState, Shadow, rflags};
+use machine::state::{Activity, CpuState, Shadow, rflags};
 use machine::units::{Position, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use pace::Pace;
@@ -146,6 +146,7 @@ type Step<T> = Result<T, Broken>;
 impl<V: Vcpu, B: Bus> Session<V, B> {
     fn run(&mut self) -> Step<EndReason> {
         let cpu = self.guest.vcpu.save()?;
+        self.halted = cpu.activity == Activity::Halted;
         self.checkpoint(&cpu, None)?;
         self.pace.resume(self.guest.vcpu.position());
         loop {
@@ -281,23 +282,29 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
                 self.complete_read(ReadSource::Timestamp, value)?;
             }
             Exit::PortWrite { .. } | Exit::MmioWrite { .. } => effects = self.write(exit),
-            Exit::Halt => {
-                self.journal.io_step();
-                self.halted = true;
-                let interruptible = self.guest.vcpu.save()?.rflags & rflags::IF != 0;
-                return Ok((!interruptible).then_some(EndReason::PoweredOff));
+            Exit::Halt => return self.halt(),
+            Exit::InterruptWindow | Exit::Reached | Exit::Kicked => {
+                let at_window = exit == Exit::InterruptWindow;
+                self.window_requested &= !at_window;
+                if self.guest.vcpu.save()?.activity == Activity::Halted {
+                    return self.halt();
+                }
+                self.journal.stopped(at_window);
             }
-            Exit::InterruptWindow => {
-                self.window_requested = false;
-                self.journal.stopped(true);
-            }
-            Exit::Reached | Exit::Kicked => self.journal.stopped(false),
             Exit::Shutdown => {
                 self.journal.stopped(false);
                 return Ok(Some(EndReason::Shutdown));
             }
         }
         self.show(effects)
+    }
+
+    /// HLT has retired, which is an I/O step whatever exit said so.
+    fn halt(&mut self) -> Step<Option<EndReason>> {
+        self.journal.io_step();
+        self.halted = true;
+        let interruptible = self.guest.vcpu.save()?.rflags & rflags::IF != 0;
+        Ok((!interruptible).then_some(EndReason::PoweredOff))
     }
 
     fn complete_read(&mut self, source: ReadSource, value: u64) -> Step<()> {

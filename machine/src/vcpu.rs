@@ -45,7 +45,9 @@ pub enum Exit {
     },
     /// RDTSC, RDTSCP or RDMSR of the time stamp counter: waits for [`Vcpu::complete_read`].
     TimestampRead,
-    /// HLT has retired. With IF clear nothing but a reset can wake the guest.
+    /// HLT has retired. With IF clear nothing but a reset can wake the guest. Where another exit is
+    /// due at the boundary after HLT (the window opens, the position is reached), that one may be
+    /// reported instead: [`crate::state::CpuState::activity`] tells.
     Halt,
     /// The window asked for by [`Vcpu::request_interrupt_window`] is open now.
     InterruptWindow,

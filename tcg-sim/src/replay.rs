@@ -7,6 +7,7 @@
 //! (going back when a landmark was the wrong one), `verify` (the end state).
 
 mod choice;
+mod engine;
 mod place;
 mod registers;
 mod run;

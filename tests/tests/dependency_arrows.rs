@@ -19,7 +19,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "tcg-sim",
         ],
     ),
-    ("simuboost-tests", &["machine", "tcg-sim"]),
+    (
+        "simuboost-tests",
+        &["machine", "replay-log", "kvm-recorder", "tcg-sim"],
+    ),
     ("simuboost-benches", &[]),
 ];
 

@@ -62,6 +62,13 @@ impl Vcpu for Engine {
         Ok(())
     }
 
+    fn rip(&mut self) -> Result<u64, VcpuError> {
+        if self.pending.is_some() {
+            return Err(WAITS);
+        }
+        Ok(self.cpu.rip)
+    }
+
     fn position(&self) -> Option<Position> {
         Some(self.position_now())
     }

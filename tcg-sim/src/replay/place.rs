@@ -128,14 +128,17 @@ impl<V: ReplayVcpu> Run<'_, V> {
         loop {
             let bound = self.bound();
             let exit = match self.vcpu.run_to_arrival(arrival, Some(bound))? {
+                // HLT has retired there: an I/O step, and landmarks lie before the next one.
+                Arrived::Here if self.is_halted()? => Exit::Halt,
                 Arrived::Here => return Ok(Candidate::Here),
                 Arrived::Exit(exit) => exit,
             };
             let read = match exit {
-                Exit::Kicked | Exit::InterruptWindow => {
+                Exit::Kicked => {
                     self.handle(exit)?;
                     continue;
                 }
+                Exit::InterruptWindow => continue,
                 Exit::Reached => return Ok(Candidate::None(Observation::StepLimit)),
                 Exit::Shutdown => return Ok(Candidate::Last),
                 Exit::PortWrite { .. } | Exit::MmioWrite { .. } | Exit::Halt => {

@@ -239,10 +239,9 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
                 self.cursor.io_steps.0 += 1;
                 return Ok(Progress::Io);
             }
-            Exit::Halt => {
-                self.cursor.io_steps.0 += 1;
-                self.halted = true;
-                return Ok(Progress::Io);
+            Exit::Halt => return Ok(self.halt()),
+            Exit::InterruptWindow | Exit::Reached if self.is_halted()? => {
+                return Ok(self.halt());
             }
             Exit::InterruptWindow => return Ok(Progress::Window),
             Exit::Reached => return Ok(Progress::Bound),
@@ -257,6 +256,17 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
         };
         self.read(source)?;
         Ok(Progress::Io)
+    }
+
+    /// HLT has retired, which is an I/O step whatever exit said so.
+    fn halt(&mut self) -> Progress {
+        self.cursor.io_steps.0 += 1;
+        self.halted = true;
+        Progress::Io
+    }
+
+    pub(super) fn is_halted(&mut self) -> Result<bool, VcpuError> {
+        Ok(self.vcpu.save()?.activity == Activity::Halted)
     }
 
     /// Answers a read from the log.

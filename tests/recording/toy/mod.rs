@@ -2,9 +2,7 @@
 //! themselves, and random programs for it.
 
 mod cpu;
-mod devices;
 mod program;
 
-pub(crate) use cpu::ToyCpu;
-pub(crate) use devices::ToyBus;
-pub(crate) use program::{RAM_BYTES, load_program};
+pub use cpu::ToyCpu;
+pub use program::{RAM_BYTES, load_program};

@@ -10,24 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tcg_sim::replay::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
-pub(crate) const ADD: u8 = 0;
-pub(crate) const LOAD: u8 = 1;
-pub(crate) const STORE: u8 = 2;
-pub(crate) const IN: u8 = 3;
-pub(crate) const OUT: u8 = 4;
-pub(crate) const JNZ: u8 = 5;
-pub(crate) const HLT: u8 = 6;
-pub(crate) const STI: u8 = 7;
-pub(crate) const CLI: u8 = 8;
-pub(crate) const IRET: u8 = 9;
-pub(crate) const FILL: u8 = 10;
-pub(crate) const TIME: u8 = 11;
-pub(crate) const MIX: u8 = 12;
-pub(crate) const LOADSS: u8 = 13;
-pub(crate) const FAIL: u8 = 14;
+pub(super) const ADD: u8 = 0;
+pub(super) const LOAD: u8 = 1;
+pub(super) const STORE: u8 = 2;
+pub(super) const IN: u8 = 3;
+pub(super) const OUT: u8 = 4;
+pub(super) const JNZ: u8 = 5;
+pub(super) const HLT: u8 = 6;
+pub(super) const STI: u8 = 7;
+pub(super) const CLI: u8 = 8;
+pub(super) const IRET: u8 = 9;
+pub(super) const FILL: u8 = 10;
+pub(super) const TIME: u8 = 11;
+pub(super) const MIX: u8 = 12;
+pub(super) const LOADSS: u8 = 13;
+pub(super) const FAIL: u8 = 14;
 
 /// Interrupt vectors: quadwords from here.
-pub(crate) const VECTORS: u64 = 0x800;
+pub(super) const VECTORS: u64 = 0x800;
 
 struct Flag(AtomicBool);
 
@@ -37,7 +37,8 @@ impl Kick for Flag {
     }
 }
 
-pub(crate) struct ToyCpu {
+/// The processor.
+pub struct ToyCpu {
     ram: Arc<Ram>,
     cpu: CpuState,
     position: Position,
@@ -48,7 +49,8 @@ pub(crate) struct ToyCpu {
 }
 
 impl ToyCpu {
-    pub(crate) fn new(ram: Arc<Ram>) -> Self {
+    /// One on this RAM, in the default state.
+    pub fn new(ram: Arc<Ram>) -> Self {
         Self {
             ram,
             cpu: CpuState::default(),

@@ -1,30 +1,46 @@
-//! The real board, a source of random numbers, and a device that writes RAM on its own and on demand.
+//! The real board, a source of random numbers, and a device that writes RAM on its own and on
+//! demand.
 
+use super::Rng;
 use kvm_recorder::Bus;
 use machine::board::{Board, Effects};
 use machine::checkpoint::DeviceBlob;
 use machine::memory::DeviceMemory;
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
-
-use super::program::Rng;
+use std::ops::Range;
 
 /// Reads give random numbers: what no replay can know by itself.
-pub(crate) const RANDOM_PORT: u16 = 0x500;
+pub const RANDOM_PORT: u16 = 0x500;
 /// A write makes the device write RAM.
-pub(crate) const DMA_PORT: u16 = 0x504;
+pub const DMA_PORT: u16 = 0x504;
 
-pub(crate) struct ToyBus {
+/// The devices of a test guest.
+pub struct TestBus {
     board: Board,
     random: Rng,
+    /// Guest-physical range that the device writes to.
+    window: Range<u64>,
     /// When the device next writes RAM on its own.
     next_write: VirtualNanos,
     write_every_ns: u64,
 }
 
-impl ToyBus {
-    /// The timer interrupts (vector 8) about every `timer_ns`.
-    pub(crate) fn new(ram_bytes: u64, seed: u64, timer_ns: u64, write_every_ns: u64) -> Self {
-        let mut board = Board::new(ram_bytes, 0);
+impl TestBus {
+    /// Devices whose random numbers have this seed, on `ram_bytes` of RAM. A device writes to
+    /// `window` every `write_every_ns` and when told.
+    pub fn new(ram_bytes: u64, seed: u64, window: Range<u64>, write_every_ns: u64) -> Self {
+        Self {
+            board: Board::new(ram_bytes, 0),
+            random: Rng::new(seed),
+            window,
+            next_write: VirtualNanos(write_every_ns),
+            write_every_ns,
+        }
+    }
+
+    /// Sets up interrupts of the timer about every `timer_ns`, as the guest's firmware could have:
+    /// IRQ 0 is vector 8.
+    pub fn start_timer(&mut self, timer_ns: u64) {
         let count = (timer_ns * 1_193_182 / 1_000_000_000).clamp(2, 0xffff) as u32;
         for (port, value) in [
             (0x21, 0xfe),
@@ -32,31 +48,27 @@ impl ToyBus {
             (0x40, count & 0xff),
             (0x40, count >> 8),
         ] {
-            let _ = board.port_write(Port(port), 1, value, VirtualNanos(0));
-        }
-        Self {
-            board,
-            random: Rng::new(seed),
-            next_write: VirtualNanos(write_every_ns),
-            write_every_ns,
+            let _ = self.board.port_write(Port(port), 1, value, VirtualNanos(0));
         }
     }
 
-    /// Writes random bytes in the upper half of RAM: few, or whole pages with rags around them.
+    /// Writes random bytes: few, a sector, or whole pages with rags around them.
     fn write_ram(&mut self, memory: &mut DeviceMemory<'_>) {
-        let half = super::RAM_BYTES / 2;
         let length = match self.random.below(3) {
             0 => self.random.below(20) + 1,
             1 => 512,
             _ => 5000 + self.random.below(5000),
         };
-        let to = half + self.random.below(half - length);
-        let bytes: Vec<u8> = (0..length).map(|_| self.random.next() as u8).collect();
-        memory.write(GuestPhys(to), &bytes).expect("inside RAM");
+        let space = self.window.end - self.window.start - length;
+        let to = self.window.start + self.random.below(space);
+        let bytes: Vec<u8> = (0..length).map(|_| self.random.bits() as u8).collect();
+        memory
+            .write(GuestPhys(to), &bytes)
+            .expect("the window is inside RAM");
     }
 }
 
-impl Bus for ToyBus {
+impl Bus for TestBus {
     fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>) {
         self.board.advance(now);
         if now >= self.next_write {
@@ -72,7 +84,7 @@ impl Bus for ToyBus {
 
     fn port_read(&mut self, port: Port, size: u8, now: VirtualNanos) -> u32 {
         match port.0 {
-            RANDOM_PORT => self.random.next() as u32,
+            RANDOM_PORT => self.random.bits() as u32,
             _ => self.board.port_read(port, size, now),
         }
     }

@@ -1,34 +1,16 @@
 //! Programs for the processor.
 
 use super::cpu::*;
-use super::devices::{DMA_PORT, RANDOM_PORT};
+use crate::recording::{DMA_PORT, RANDOM_PORT, Rng};
 use machine::ram::Ram;
 use machine::state::{CpuState, Gpr};
 use machine::units::GuestPhys;
 
-pub(crate) const RAM_BYTES: u64 = 64 << 12;
+/// RAM of its guests in bytes; the upper half is for devices to write.
+pub const RAM_BYTES: u64 = 64 << 12;
 const MAIN: u64 = 0x2000;
 const HANDLER: u64 = 0x1000;
 const STACK: u64 = 0x8000;
-
-/// SplitMix64.
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 type Instruction = (u8, u8, u8, u32);
 
@@ -36,7 +18,8 @@ fn put(ram: &Ram, at: u64, code: &[Instruction]) {
     for (index, (op, a, b, imm)) in code.iter().enumerate() {
         let mut bytes = [*op, *a, *b, 0, 0, 0, 0, 0];
         bytes[4..].copy_from_slice(&imm.to_le_bytes());
-        ram.write(GuestPhys(at + 8 * index as u64), &bytes).unwrap();
+        ram.write(GuestPhys(at + 8 * index as u64), &bytes)
+            .expect("programs lie inside RAM");
     }
 }
 
@@ -53,7 +36,8 @@ fn put_handler(ram: &Ram) {
     put(ram, HANDLER, &handler);
     for vector in 0..256 {
         let at = GuestPhys(VECTORS + 8 * vector);
-        ram.write(at, &HANDLER.to_le_bytes()).unwrap();
+        ram.write(at, &HANDLER.to_le_bytes())
+            .expect("programs lie inside RAM");
     }
 }
 
@@ -64,14 +48,14 @@ fn start_state(seed: u64) -> CpuState {
         ..CpuState::default()
     };
     for register in [0, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13] {
-        cpu.gpr[register] = rng.next();
+        cpu.gpr[register] = rng.bits();
     }
     cpu.gpr[Gpr::Rsp as usize] = STACK;
     cpu
 }
 
 /// A random program that loops for ever, unless it powers off.
-pub(crate) fn load_program(ram: &Ram, seed: u64) -> CpuState {
+pub fn load_program(ram: &Ram, seed: u64) -> CpuState {
     put_handler(ram);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut code = vec![(STI, 0, 0, 0)];

@@ -1,0 +1,120 @@
+//! Recording a guest on any vCPU into memory and replaying its intervals.
+
+mod bus;
+mod edited;
+pub mod programs;
+mod rng;
+pub mod toy;
+
+pub use bus::{DMA_PORT, RANDOM_PORT, TestBus};
+pub use edited::Edited;
+pub use rng::Rng;
+
+use kvm_recorder::{Options, Recorder, Summary};
+use machine::checkpoint::memory::MemoryStore;
+use machine::checkpoint::{CheckpointPages, CheckpointSource};
+use machine::ram::Ram;
+use machine::state::CpuState;
+use machine::units::Position;
+use machine::vcpu::Vcpu;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tcg_sim::replay::{Interval, Limits, Outcome, ReplayVcpu, Report, replay};
+
+/// What is recorded: how its vCPU is made, and how large its RAM is.
+#[derive(Clone, Copy)]
+pub struct Machine<V> {
+    /// Makes a vCPU on this RAM.
+    pub vcpu: fn(Arc<Ram>) -> V,
+    /// RAM in bytes.
+    pub ram_bytes: u64,
+}
+
+impl<V: ReplayVcpu> Machine<V> {
+    /// Records the guest that `load` puts into RAM.
+    pub fn record(
+        &self,
+        bus: TestBus,
+        options: Options,
+        load: impl FnOnce(&Ram) -> CpuState,
+    ) -> (MemoryStore, Summary) {
+        let ram = Arc::new(Ram::new(self.ram_bytes).expect("test RAM is small"));
+        let mut vcpu = (self.vcpu)(ram.clone());
+        let start = load(&ram);
+        Vcpu::load(&mut vcpu, &start, Position::default()).expect("the start state is valid");
+        let store = MemoryStore::default();
+        let console = Box::new(std::io::sink());
+        let recorder = Recorder::new(vcpu, bus, ram, options, console).expect("vCPUs here count");
+        let summary = recorder
+            .record(Box::new(store.clone()))
+            .expect("the guest runs and memory takes it");
+        let checkpoints = store.checkpoints().expect("memory does not fail");
+        assert_eq!(checkpoints, summary.intervals + 1);
+        (store, summary)
+    }
+
+    /// Replays one interval.
+    pub fn replay(&self, source: &Arc<dyn CheckpointSource>, number: u64) -> Report {
+        let interval = Interval::load(&**source, number).expect("the interval is there");
+        self.replay_interval(source, &interval)
+    }
+
+    /// Replays one interval, which may have been changed after it was loaded.
+    pub fn replay_interval(
+        &self,
+        source: &Arc<dyn CheckpointSource>,
+        interval: &Interval,
+    ) -> Report {
+        let pages = CheckpointPages::new(source.clone(), interval.number);
+        let ram = Arc::new(Ram::lazy(self.ram_bytes, Arc::new(pages)).expect("RAM is small"));
+        let mut vcpu = (self.vcpu)(ram.clone());
+        let limits = Limits {
+            max_steps: 1_000_000,
+            ..Limits::default()
+        };
+        replay(&mut vcpu, &ram, interval, &**source, &limits).expect("a verdict")
+    }
+
+    /// Replays all intervals, the last one first, and expects each to be verified.
+    pub fn verify(&self, store: MemoryStore, what: &str) -> Vec<Report> {
+        let source: Arc<dyn CheckpointSource> = Arc::new(store);
+        let intervals = source.checkpoints().expect("memory does not fail") - 1;
+        let verified = |number| {
+            let report = self.replay(&source, number);
+            if let Outcome::Diverged(divergence) = &report.outcome {
+                panic!("{what}: {}\n{divergence:#?}", divergence.first);
+            }
+            report
+        };
+        (0..intervals).rev().map(verified).collect()
+    }
+
+    /// Replays all intervals on several threads; reports in order of intervals.
+    pub fn replay_in_parallel(
+        &self,
+        source: &Arc<dyn CheckpointSource>,
+        threads: usize,
+    ) -> Vec<Report> {
+        let intervals = source.checkpoints().expect("memory does not fail") - 1;
+        let next = AtomicU64::new(0);
+        let worker = || {
+            let mut reports = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= intervals {
+                    return reports;
+                }
+                reports.push((number, self.replay(source, number)));
+            }
+        };
+        let mut all: Vec<_> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().expect("a worker does not panic"))
+                .collect()
+        });
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, report)| report).collect()
+    }
+}
