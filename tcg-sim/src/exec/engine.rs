@@ -98,6 +98,9 @@ pub struct Engine {
     pub(super) window_requested: bool,
     /// The next instruction must run alone: it touches memory that needs care.
     pub(super) step_alone: bool,
+    /// The instruction at this boundary was begun: its fetch or access has set accessed and dirty
+    /// bits. Nothing asynchronous may come before it, or those bits would betray what was cached.
+    pub(super) begun: bool,
     /// A store in the bounce buffer that the finished instruction owes to memory.
     pub(super) owed: Option<Owed>,
     /// Set when an instruction retires; how a single step tells that from a fault.
@@ -163,6 +166,7 @@ impl Engine {
             pending: None,
             window_requested: false,
             step_alone: false,
+            begun: false,
             owed: None,
             retired: false,
             alone: false,
@@ -296,7 +300,7 @@ impl Engine {
         if self.cpu.activity == Activity::Halted {
             return Ok(Some(Exit::Halt));
         }
-        if self.kick.0.swap(false, Ordering::AcqRel) {
+        if !std::mem::take(&mut self.begun) && self.kick.0.swap(false, Ordering::AcqRel) {
             return Ok(Some(Exit::Kicked));
         }
         Ok(None)
@@ -445,6 +449,8 @@ impl Engine {
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
                 self.add_steps(-total);
+                // With steps left, the block's page was fetched to run.
+                self.begun = self.env().core.budget > 0;
                 self.cpu.rip = self.env().core.page_base.wrapping_add(u64::from(offset));
                 Ok(Next::Left(Left::Boundary))
             }
@@ -478,7 +484,7 @@ impl Engine {
             }
             Ok(None) => {
                 self.rewind(site);
-                self.step_alone = true;
+                (self.step_alone, self.begun) = (true, true);
                 Next::Left(Left::Boundary)
             }
             Err(fault) => {
@@ -694,7 +700,7 @@ impl Engine {
             vector::GP if one_step => Fault::GP0,
             vector::GP | vector::SS => {
                 // Alone, the address is looked at before the instruction runs.
-                self.step_alone = true;
+                (self.step_alone, self.begun) = (true, true);
                 return Ok(Next::Left(Left::Boundary));
             }
             other => return Err(self.limit(format!("unexpected host trap {other}"))),

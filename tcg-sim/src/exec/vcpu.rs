@@ -111,7 +111,7 @@ impl Vcpu for Engine {
         super::validate(state)?;
         self.cpu = state.clone();
         self.pending = None;
-        self.step_alone = false;
+        (self.step_alone, self.begun) = (false, false);
         self.soft.reset();
         self.soft.switch_space(state.cr3);
         self.paging_bits = paging_bits(state);
