@@ -114,9 +114,18 @@ fn integer(a: &Registers, b: &Registers) -> Option<Difference> {
 
 fn segments(a: &Registers, b: &Registers) -> Option<Difference> {
     (0..6)
-        .find_map(|n| check(SEGMENTS[n], a.selectors[n], b.selectors[n]))
+        .find_map(|n| check(SEGMENTS[n], selector(a, n), selector(b, n)))
         .or_else(|| check("fs base", a.fs_base, b.fs_base))
         .or_else(|| check("gs base", a.gs_base, b.gs_base))
+}
+
+/// A selector as the native side can see it: null selectors lose their RPL on the way to the signal
+/// handler (the kernel's IRET loads zero for them). Reads within a sequence compare it all the same.
+fn selector(registers: &Registers, index: usize) -> u16 {
+    match registers.selectors[index] {
+        0..=3 => 0,
+        other => other,
+    }
 }
 
 fn fpu(a: &FxImage, b: &FxImage) -> Option<Difference> {

@@ -18,7 +18,7 @@ use std::time::Instant;
 /// Seeds between two lines of progress.
 const CHUNK: u64 = 100_000;
 /// Findings that are made small; a run with more has one cause worth repairing first.
-const MOST_FINDINGS: u64 = 50;
+const MOST_FINDINGS: u64 = 400;
 
 struct Options {
     pair: String,

@@ -571,4 +571,15 @@ mod tests {
             assert_eq!(outcomes[0].end, exception(14, 4, address));
         }
     }
+
+    /// Why the comparison takes all null selectors for one: the RPL of a null selector is there while
+    /// the sequence runs, and gone once the kernel has returned to the signal handler with IRET.
+    #[test]
+    fn the_rpl_of_a_null_selector_does_not_outlive_the_sequence() {
+        // mov eax, 1; mov fs, eax; mov ecx, fs
+        let code = [0xb8, 1, 0, 0, 0, 0x8e, 0xe0, 0x8c, 0xe1];
+        let (_, outcomes) = run(&[&code], &start());
+        assert_eq!(outcomes[0].registers.gpr[1], 1);
+        assert_eq!(outcomes[0].registers.selectors[4], 0);
+    }
 }
