@@ -162,7 +162,24 @@ fn load(vcpu: &VcpuFd, state: &CpuState) -> io::Result<()> {
 }
 
 fn regs(state: &CpuState) -> kvm_regs {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
+    let [
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    ] = state.gpr;
     kvm_regs {
         rax,
         rbx,

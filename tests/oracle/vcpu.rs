@@ -104,7 +104,10 @@ pub struct BoardPorts {
 
 impl BoardPorts {
     /// The devices at power-on.
-    #[expect(clippy::new_without_default, reason = "the power-on state is not a default value")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "the power-on state is not a default value"
+    )]
     pub fn new() -> Self {
         Self {
             board: Board::new(layout::RAM_BYTES, DEFAULT_START_UNIX_S),

@@ -80,9 +80,12 @@ pub fn differences(expected: &Report, actual: &Report) -> Vec<(String, String, S
             .map_or_else(|| "-".to_owned(), |(_, value)| value.clone())
     };
     let mut keys: Vec<&String> = expected.iter().map(|(key, _)| key).collect();
-    keys.extend(actual.iter().map(|(key, _)| key).filter(|key| {
-        !expected.iter().any(|(k, _)| k == *key)
-    }));
+    keys.extend(
+        actual
+            .iter()
+            .map(|(key, _)| key)
+            .filter(|key| !expected.iter().any(|(k, _)| k == *key)),
+    );
     keys.into_iter()
         .map(|key| (key.clone(), find(expected, key), find(actual, key)))
         .filter(|(_, expected, actual)| expected != actual)

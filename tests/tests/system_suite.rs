@@ -62,7 +62,11 @@ fn check(suite: &Suite) {
     let amd = is_amd();
     let mut failures = String::new();
     let mut failed = 0;
-    for case in suite.cases.iter().filter(|c| wanted(&c.name) && (amd || !c.amd_only)) {
+    for case in suite
+        .cases
+        .iter()
+        .filter(|c| wanted(&c.name) && (amd || !c.amd_only))
+    {
         for one in [false, true] {
             let differing = golden::differences(&expected[&case.name], &run_case(case, one));
             if differing.is_empty() {
