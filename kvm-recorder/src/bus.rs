@@ -1,9 +1,9 @@
 //! What the recording loop needs of the devices.
 
 use machine::board::{Board, Effects};
-use machine::saved::Blob;
 use machine::checkpoint::DeviceBlob;
 use machine::memory::{DeviceMemory, DmaLog};
+use machine::saved::Blob;
 use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
 
 /// The devices of a machine, as the vCPU's thread sees them between two exits. They change RAM only

@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn escapes_are_taken_out_of_the_keys() {
-        let rows: &[(&[&[u8]], &[u8], bool)] = &[
+        type Row<'a> = (&'a [&'a [u8]], &'a [u8], bool);
+        let rows: &[Row<'_>] = &[
             (&[b"ls\r"], b"ls\r", false),
             (&[b"a\x01x", b"b"], b"a", true),
             (&[b"a\x01", b"Xb"], b"a", true),

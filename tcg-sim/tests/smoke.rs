@@ -1,4 +1,5 @@
 //! The engine on small programs, with results worked out by hand.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use iced_x86::code_asm::*;
 use machine::cpuid::CpuidTable;
@@ -16,15 +17,15 @@ const TABLES: u64 = 0x1000;
 /// RAM with the first GiB mapped to itself in 2 MiB pages, and `code` at [`CODE`].
 fn guest(code: &[u8]) -> Arc<Ram> {
     let ram = Ram::new(8 << 20).unwrap();
-    ram.write(GuestPhys(TABLES), &(TABLES + 0x1000 | 7).to_le_bytes())
+    ram.write(GuestPhys(TABLES), &((TABLES + 0x1000) | 7).to_le_bytes())
         .unwrap();
     ram.write(
         GuestPhys(TABLES + 0x1000),
-        &(TABLES + 0x2000 | 7).to_le_bytes(),
+        &((TABLES + 0x2000) | 7).to_le_bytes(),
     )
     .unwrap();
     for index in 0..512u64 {
-        let entry = index << 21 | 0x87;
+        let entry = (index << 21) | 0x87;
         ram.write(GuestPhys(TABLES + 0x2000 + 8 * index), &entry.to_le_bytes())
             .unwrap();
     }

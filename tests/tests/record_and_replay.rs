@@ -1,4 +1,5 @@
 //! The recording loop and interval replay by themselves, on a toy processor.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "../toy/mod.rs"]
 mod toy;
@@ -13,7 +14,7 @@ use machine::vcpu::Vcpu;
 use replay_log::RecordingId;
 use std::sync::Arc;
 use tcg_sim::replay::{Interval, Limits, Outcome, Report, replay};
-use toy::{RAM_BYTES, ToyBus, ToyCpu, load_program, load_spin};
+use toy::{RAM_BYTES, ToyBus, ToyCpu, load_program};
 
 fn insn_clock() -> VirtualClock {
     VirtualClock::Insn(InsnClock::new(DEFAULT_STEPS_PER_SECOND))

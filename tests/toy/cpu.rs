@@ -10,24 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tcg_sim::replay::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
-pub const ADD: u8 = 0;
-pub const LOAD: u8 = 1;
-pub const STORE: u8 = 2;
-pub const IN: u8 = 3;
-pub const OUT: u8 = 4;
-pub const JNZ: u8 = 5;
-pub const HLT: u8 = 6;
-pub const STI: u8 = 7;
-pub const CLI: u8 = 8;
-pub const IRET: u8 = 9;
-pub const FILL: u8 = 10;
-pub const TIME: u8 = 11;
-pub const MIX: u8 = 12;
-pub const LOADSS: u8 = 13;
-pub const FAIL: u8 = 14;
+pub(crate) const ADD: u8 = 0;
+pub(crate) const LOAD: u8 = 1;
+pub(crate) const STORE: u8 = 2;
+pub(crate) const IN: u8 = 3;
+pub(crate) const OUT: u8 = 4;
+pub(crate) const JNZ: u8 = 5;
+pub(crate) const HLT: u8 = 6;
+pub(crate) const STI: u8 = 7;
+pub(crate) const CLI: u8 = 8;
+pub(crate) const IRET: u8 = 9;
+pub(crate) const FILL: u8 = 10;
+pub(crate) const TIME: u8 = 11;
+pub(crate) const MIX: u8 = 12;
+pub(crate) const LOADSS: u8 = 13;
+pub(crate) const FAIL: u8 = 14;
 
 /// Interrupt vectors: quadwords from here.
-pub const VECTORS: u64 = 0x800;
+pub(crate) const VECTORS: u64 = 0x800;
 
 struct Flag(AtomicBool);
 
@@ -37,7 +37,7 @@ impl Kick for Flag {
     }
 }
 
-pub struct ToyCpu {
+pub(crate) struct ToyCpu {
     ram: Arc<Ram>,
     cpu: CpuState,
     position: Position,
@@ -48,7 +48,7 @@ pub struct ToyCpu {
 }
 
 impl ToyCpu {
-    pub fn new(ram: Arc<Ram>) -> Self {
+    pub(crate) fn new(ram: Arc<Ram>) -> Self {
         Self {
             ram,
             cpu: CpuState::default(),

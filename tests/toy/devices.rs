@@ -9,11 +9,11 @@ use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
 use super::program::Rng;
 
 /// Reads give random numbers: what no replay can know by itself.
-pub const RANDOM_PORT: u16 = 0x500;
+pub(crate) const RANDOM_PORT: u16 = 0x500;
 /// A write makes the device write RAM.
-pub const DMA_PORT: u16 = 0x504;
+pub(crate) const DMA_PORT: u16 = 0x504;
 
-pub struct ToyBus {
+pub(crate) struct ToyBus {
     board: Board,
     random: Rng,
     /// When the device next writes RAM on its own.
@@ -23,7 +23,7 @@ pub struct ToyBus {
 
 impl ToyBus {
     /// The timer interrupts (vector 8) about every `timer_ns`.
-    pub fn new(ram_bytes: u64, seed: u64, timer_ns: u64, write_every_ns: u64) -> Self {
+    pub(crate) fn new(ram_bytes: u64, seed: u64, timer_ns: u64, write_every_ns: u64) -> Self {
         let mut board = Board::new(ram_bytes, 0);
         let count = (timer_ns * 1_193_182 / 1_000_000_000).clamp(2, 0xffff) as u32;
         for (port, value) in [

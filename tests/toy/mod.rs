@@ -5,6 +5,6 @@ mod cpu;
 mod devices;
 mod program;
 
-pub use cpu::ToyCpu;
-pub use devices::ToyBus;
-pub use program::{RAM_BYTES, Rng, load_program, load_spin};
+pub(crate) use cpu::ToyCpu;
+pub(crate) use devices::ToyBus;
+pub(crate) use program::{RAM_BYTES, load_program};

@@ -6,26 +6,26 @@ use machine::ram::Ram;
 use machine::state::{CpuState, Gpr};
 use machine::units::GuestPhys;
 
-pub const RAM_BYTES: u64 = 64 << 12;
+pub(crate) const RAM_BYTES: u64 = 64 << 12;
 const MAIN: u64 = 0x2000;
 const HANDLER: u64 = 0x1000;
 const STACK: u64 = 0x8000;
 
 /// SplitMix64.
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
@@ -71,12 +71,12 @@ fn start_state(seed: u64) -> CpuState {
 }
 
 /// A random program that loops for ever, unless it powers off.
-pub fn load_program(ram: &Ram, seed: u64) -> CpuState {
+pub(crate) fn load_program(ram: &Ram, seed: u64) -> CpuState {
     put_handler(ram);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut code = vec![(STI, 0, 0, 0)];
     // A third of the programs exit for nothing but interrupts.
-    let kinds = if seed % 3 == 0 { 8 } else { 14 };
+    let kinds = if seed.is_multiple_of(3) { 8 } else { 14 };
     for _ in 0..rng.below(30) + 5 {
         piece(&mut rng, &mut code, kinds);
     }
@@ -168,16 +168,4 @@ fn piece(rng: &mut Rng, code: &mut Vec<Instruction>, kinds: u64) {
             code.push((MIX, b, a, 0));
         }
     }
-}
-
-/// A program that spins with interrupts on, changing nothing but, where interrupts count, memory.
-pub fn load_spin(ram: &Ram) -> CpuState {
-    put_handler(ram);
-    let code = [
-        (STI, 0, 0, 0),
-        (ADD, 0, 14, 1),
-        (JNZ, 0, 0, (MAIN + 16) as u32),
-    ];
-    put(ram, MAIN, &code);
-    start_state(1)
 }

@@ -80,19 +80,13 @@ fn install() -> Result<(), i32> {
                     .raw_os_error()
                     .unwrap_or(libc::EINVAL));
             }
-            let _ = PREVIOUS[index].set(old);
+            PREVIOUS[index].0.get_or_init(|| old);
         }
     }
     Ok(())
 }
 
 struct Previous(OnceLock<libc::sigaction>);
-
-impl Previous {
-    fn set(&self, old: libc::sigaction) -> Result<(), libc::sigaction> {
-        self.0.set(old)
-    }
-}
 
 // SAFETY: a sigaction is plain data.
 unsafe impl Sync for Previous {}

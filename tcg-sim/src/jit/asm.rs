@@ -375,7 +375,8 @@ mod tests {
 
     #[test]
     fn emitted_forms_read_back_as_meant() {
-        let cases: &[(fn(&mut Asm), &str)] = &[
+        type Case = (fn(&mut Asm), &'static str);
+        let cases: &[Case] = &[
             (|a| a.load(Host::R10, Mem::env(4)), "mov r10,[rsp+4];"),
             (|a| a.store(Mem::env(-124), Host::RAX), "mov [rsp-7Ch],rax;"),
             (

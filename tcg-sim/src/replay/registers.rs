@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn any_difference_of_states_has_a_name() {
         let base = CpuState::long_mode(0x1000, 0x8000, 0x2000);
-        let changes: &[(&str, fn(&mut CpuState))] = &[
+        type Change = (&'static str, fn(&mut CpuState));
+        let changes: &[Change] = &[
             ("RIP", |c| c.rip ^= 1),
             ("R15", |c| c.gpr[15] ^= 1),
             ("GS base", |c| c.segs[5].base ^= 1),

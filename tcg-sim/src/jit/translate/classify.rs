@@ -256,7 +256,7 @@ fn first_opcode_byte(instruction: &Instruction) -> u32 {
 /// Whether the unit this instruction uses may be switched off by CR0 or CR4: Rust then decides.
 fn unit_may_be_off(instruction: &Instruction, mode: Mode) -> bool {
     let off = mode.emulation() || mode.task_switched() || mode.no_sse();
-    off && instruction.cpuid_features().iter().any(|feature| {
+    let uses_unit = instruction.cpuid_features().iter().any(|feature| {
         use CpuidFeature as F;
         matches!(
             feature,
@@ -276,7 +276,8 @@ fn unit_may_be_off(instruction: &Instruction, mode: Mode) -> bool {
                 | F::SHA
                 | F::FXSR
         )
-    }) || off && is_x87(instruction)
+    });
+    off && (uses_unit || is_x87(instruction))
 }
 
 /// Whether the guest gets #UD whatever its privilege.

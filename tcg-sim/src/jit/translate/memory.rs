@@ -20,10 +20,12 @@ impl Translator<'_> {
     pub(super) fn linear_address(&mut self, instruction: &Instruction) -> Address {
         let segment = segment_base(instruction);
         let narrow = is_narrow(instruction);
-        if segment.is_none() && !narrow && instruction.memory_index() == Register::None {
-            if let Some(address) = self.plain_base(instruction) {
-                return address;
-            }
+        if segment.is_none()
+            && !narrow
+            && instruction.memory_index() == Register::None
+            && let Some(address) = self.plain_base(instruction)
+        {
+            return address;
         }
         self.offset_into(T0, instruction, narrow, 0);
         if let Some(base) = segment {
