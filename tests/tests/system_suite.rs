@@ -2,6 +2,7 @@
 //!
 //! `SB_BLESS=1` makes the golden files anew from QEMU TCG (and, for the notes, /dev/kvm);
 //! `SB_CASE=text` runs only the cases whose name contains the text.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use machine::cpuid::{CpuidTable, leaf7};
 use simuboost_tests::guest::End;
