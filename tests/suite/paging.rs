@@ -7,8 +7,8 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use machine::state::{cr0, cr4, efer};
 
-/// Where the page under test is mapped: aligned for every size, far from everything else.
-const PAGE: u64 = 0x40_0000_0000;
+/// Where the page under test is mapped: aligned for every size, and the root's entry is its own.
+const PAGE: u64 = 0x80_0000_0000;
 /// Offset of the access inside the page.
 const OFFSET: u64 = 0x1238;
 /// Frame behind the page for each size; the data lies at frame + OFFSET.
@@ -572,7 +572,7 @@ fn accessed_and_dirty(cases: &mut Vec<Case>) {
                 g.code(|a| touch(a, kind, va))
             }));
         }
-        cases.push(case(format!("canonical_{name}_stack"), move |g| {
+        let stack = case(format!("canonical_{name}_stack"), move |g| {
             g.map(
                 0x0000_7fff_ffff_f000,
                 0x40_0000,
@@ -587,15 +587,24 @@ fn accessed_and_dirty(cases: &mut Vec<Case>) {
             g.set_gate(13, 0x8e, 1);
             g.set_gate(14, 0x8e, 1);
             Ok(())
-        }));
+        });
+        let stack_fault = "#SS(0), not #GP(0), for the stack (SDM vol. 2, POP; kvm)";
+        let same_level = "SS becomes null only when the CPL changes (SDM vol. 3, 6.14.2; kvm)";
+        cases.push(
+            stack
+                .correct("e0.vec", "0xc", stack_fault)
+                .absent("r.ss", same_level),
+        );
     }
-    cases.push(case("absent_physical_memory", |g| {
+    let absent = case("absent_physical_memory", |g| {
         g.map(PAGE, 0x20_0000_0000, pte::P | pte::RW, Size::Kib4);
         g.code(|a| {
             asm!(a; mov(rbx, PAGE); mov(qword_ptr(rbx), 5); mov(eax, dword_ptr(rbx)););
             Ok(())
         })
-    }));
+    });
+    let all_ones = "space outside RAM reads as all ones on a PC, and on kvm without a device";
+    cases.push(absent.correct("r.rax", "0xffffffff", all_ones));
 }
 
 /// The suite.
