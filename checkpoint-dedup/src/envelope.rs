@@ -59,11 +59,6 @@ pub(crate) const LOCK: Kind = Kind {
     version: 1,
     name: "lock",
 };
-pub(crate) const CONDEMNED: Kind = Kind {
-    magic: *b"SBCONDMN",
-    version: 1,
-    name: "list of condemned packs",
-};
 
 /// Wraps a body.
 pub(crate) fn seal(kind: &Kind, body: &[u8]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::{Error, FormatError};
+use crate::error::Error;
 
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -236,14 +236,6 @@ pub(crate) fn write_fill(word: u64, page: &mut Page) {
 /// A zero page on the heap.
 pub(crate) fn new_page() -> Box<Page> {
     Box::new([0; PAGE_BYTES])
-}
-
-/// Reads a page out of a slice of exactly that length.
-pub(crate) fn page_of(bytes: &[u8]) -> Result<&Page, FormatError> {
-    bytes.try_into().map_err(|_| FormatError::Malformed {
-        what: "page length",
-        offset: 0,
-    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,4 @@
 #![forbid(unsafe_code)]
-#![allow(
-    dead_code,
-    reason = "the maintenance operations that use the rest are not written yet"
-)]
 //! A store for long series of machine checkpoints: content-addressed pages, edits against earlier
 //! pages, crash-safe publishing, any page of any checkpoint readable on its own.
 //!
@@ -72,7 +68,6 @@ mod reader;
 mod recording;
 mod repository;
 mod store;
-mod upkeep;
 mod wire;
 mod writer;
 

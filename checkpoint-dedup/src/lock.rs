@@ -19,8 +19,6 @@ pub(crate) use process::{unique, unix_ns};
 
 /// Exclusive: the one writer.
 pub(crate) const WRITER: &str = "writer";
-/// Exclusive: the one maintenance operation.
-pub(crate) const UPKEEP: &str = "upkeep";
 /// Shared: readers and writers that garbage collection must spare.
 pub(crate) const LEASE: &str = "lease";
 

@@ -72,10 +72,6 @@ impl Layer {
         at as u32
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.frames.len()
-    }
-
     pub(crate) fn get(&self, frame: Frame) -> Option<Content> {
         let at = self.frames.binary_search(&frame.0).ok()?;
         Some(self.content(at))
@@ -234,6 +230,11 @@ impl Layer {
             layer.slots.extend(run);
         }
         Ok(layer)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::backend::{Backend, Local};
 use crate::envelope::{self, CONFIG};
 use crate::error::Error;
 use crate::id::{CheckpointNo, RecordingId, RecordingName};
-use crate::lock::{self, Lock, Patience};
+use crate::lock::{self, Lock};
 use crate::reader::Recording;
 use crate::recording::{self, End, Part, Start};
 use crate::store::{CacheLimits, Store};
@@ -250,11 +250,6 @@ impl Repository {
     /// [`Error::Locked`] with who writes, [`Error::RecordingExists`].
     pub fn write(&self, name: &RecordingName, options: WriterOptions) -> Result<Writer, Error> {
         Writer::begin(self.clone(), name, options)
-    }
-
-    /// Takes the lock of maintenance operations.
-    pub(crate) fn upkeep_lock(&self, purpose: &str, patience: Patience) -> Result<Lock, Error> {
-        lock::exclusive(&self.store.backend, lock::UPKEEP, purpose, patience)
     }
 }
 

@@ -108,11 +108,6 @@ impl SampleIndex {
             .filter(move |e| e.hash == hash && e.item != EMPTY.item)
             .map(|e| e.item)
     }
-
-    /// Memory in use.
-    pub(crate) fn heap_bytes(&self) -> usize {
-        self.buckets.len() * size_of::<[Entry; WAYS]>()
-    }
 }
 
 /// Up to `most` pages that together hold most of the wanted samples: again and again the page

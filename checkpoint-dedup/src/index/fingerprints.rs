@@ -93,6 +93,7 @@ impl Fingerprints {
     }
 
     /// Memory in use.
+    #[cfg(test)]
     pub(crate) fn heap_bytes(&self) -> usize {
         self.slots.len() * 8 + self.packs.len() * 8
     }

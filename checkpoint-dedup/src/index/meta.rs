@@ -136,20 +136,6 @@ impl PackMeta {
         self.costs.len() as u32
     }
 
-    /// The address of every item, in the order of the pack.
-    pub(crate) fn addresses(&self) -> Vec<Item> {
-        let mut runs = self.runs.clone();
-        runs.sort_unstable_by_key(|run| run.at);
-        runs.iter()
-            .flat_map(|run| {
-                (0..run.count).map(|i| Item {
-                    pack: run.origin,
-                    ordinal: run.first + i,
-                })
-            })
-            .collect()
-    }
-
     /// The address of the `index`-th item.
     pub(crate) fn held(&self, index: u32) -> Option<Item> {
         let run = self

@@ -103,13 +103,6 @@ impl Index {
         self.read(|known| known.ids[number as usize])
     }
 
-    pub(crate) fn item(&self, address: Address) -> Item {
-        Item {
-            pack: self.number(address.pack),
-            ordinal: address.ordinal,
-        }
-    }
-
     pub(crate) fn address(&self, item: Item) -> Address {
         Address {
             pack: self.pack_id(item.pack),

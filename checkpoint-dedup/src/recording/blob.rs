@@ -63,14 +63,6 @@ impl BlobEntry {
             content,
         })
     }
-
-    /// The items the blob is made of.
-    pub(crate) fn items(&self) -> &[Item] {
-        match &self.content {
-            BlobContent::Inline(_) => &[],
-            BlobContent::Chunks(items) => items,
-        }
-    }
 }
 
 /// Reads an item as slot in the list of packs and ordinal.

@@ -12,7 +12,7 @@ use crate::codec::squeeze::{squeeze, unsqueeze};
 use crate::envelope::{LOG, open, seal};
 use crate::error::FormatError;
 use crate::id::{CheckpointNo, PageId, RecordingId};
-use crate::index::{Index, Item};
+use crate::index::Index;
 use crate::map::Content;
 use crate::wire::{Input, Output};
 
@@ -86,15 +86,6 @@ impl LogManifest {
             pages,
             bytes,
         })
-    }
-
-    /// Every item the segment refers to.
-    pub(crate) fn items(&self) -> impl Iterator<Item = Item> + '_ {
-        let pages = self.pages.iter().filter_map(|(_, content)| match content {
-            Content::Item(item) => Some(*item),
-            Content::Fill(_) => None,
-        });
-        pages.chain(self.bytes.items().iter().copied())
     }
 }
 

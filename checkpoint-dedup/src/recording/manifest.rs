@@ -16,8 +16,8 @@ use crate::codec::squeeze::{squeeze, unsqueeze};
 use crate::envelope::{CHECKPOINT, open, seal};
 use crate::error::FormatError;
 use crate::id::{CheckpointNo, RecordingId};
-use crate::index::{Index, Item};
-use crate::map::{Content, Layer};
+use crate::index::Index;
+use crate::map::Layer;
 use crate::wire::{Input, Output};
 
 /// Checkpoints between merged layers.
@@ -129,23 +129,6 @@ impl Manifest {
     /// A page space by name.
     pub(crate) fn space(&self, name: &str) -> Option<&Space> {
         self.spaces.iter().find(|space| space.name == name)
-    }
-
-    /// Every item the manifest refers to.
-    pub(crate) fn items(&self) -> impl Iterator<Item = Item> + '_ {
-        let pages = self
-            .spaces
-            .iter()
-            .flat_map(|s| s.own.iter().chain(s.merged.iter()));
-        let pages = pages.filter_map(|(_, content)| match content {
-            Content::Item(item) => Some(item),
-            Content::Fill(_) => None,
-        });
-        pages.chain(
-            self.blobs
-                .iter()
-                .flat_map(|blob| blob.items().iter().copied()),
-        )
     }
 
     /// Memory the manifest takes.

@@ -24,8 +24,6 @@ thread_local! {
 /// How much work a page may take; given way as the queue fills.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Diligence {
-    /// Everything: for the background.
-    Thorough,
     /// Search for similar pages.
     Full,
     /// Compare with the frame's previous version only.
@@ -46,7 +44,6 @@ impl Diligence {
 
     fn effort(self) -> Effort {
         match self {
-            Self::Thorough => Effort { chain: 16, step: 1 },
             Self::Full | Self::Predecessor => Effort { chain: 4, step: 1 },
             Self::Aligned => Effort { chain: 0, step: 1 },
         }
@@ -116,7 +113,7 @@ pub(crate) fn encode(task: &Task<'_>, all: &dyn Bases) -> Result<Encoded, Error>
     }
     let mut edit = best.encode(task.page, task.diligence.effort());
     let mut own_samples = Vec::new();
-    let search = matches!(task.diligence, Diligence::Full | Diligence::Thorough);
+    let search = task.diligence == Diligence::Full;
     if search && edit.estimate() > SMALL {
         SAMPLES.with_borrow_mut(|buffer| {
             samples(task.page, buffer);

@@ -70,16 +70,12 @@ impl Pipeline {
     ) -> Result<Self, Error> {
         let store = Store::new(backend, caches);
         let mut fingerprints = Fingerprints::default();
-        // Condemned packs are about to go: nothing new may refer to them.
-        let condemned = crate::upkeep::condemned_packs(&*store.backend)?;
         let mut found = Vec::new();
         store
             .index
             .refresh_with(&mut |pack, prints| found.push((pack, prints)))?;
         for (pack, prints) in found {
-            if !condemned.contains(&store.index.pack_id(pack)) {
-                fingerprints.add_pack(pack, &prints);
-            }
+            fingerprints.add_pack(pack, &prints);
         }
         let spaces = options.spaces.iter().map(|(name, frames)| SpaceState {
             name: name.clone(),
