@@ -98,3 +98,33 @@ fn loops_calls_and_memory_give_the_same_state_in_both_modes_at_every_step() {
         (15, 0, true)
     );
 }
+
+/// Regression: the translator once asked a coarser question than the table of the manuals and
+/// stopped with an engine limit where nothing forbids the instruction.
+#[test]
+fn without_osfxsr_what_is_not_sse_still_runs() {
+    for one_instruction_blocks in [false, true] {
+        let mut asm = CodeAssembler::new(64).unwrap();
+        asm.fld1().unwrap();
+        asm.fistp(dword_ptr(STACK)).unwrap();
+        asm.wait().unwrap();
+        asm.mov(rdi, STACK + 8).unwrap();
+        asm.mov(eax, 7u32).unwrap();
+        asm.movnti(dword_ptr(rdi), eax).unwrap();
+        asm.popcnt(ecx, eax).unwrap();
+        let ram = guest(&asm.assemble(CODE).unwrap());
+        let options = EngineOptions {
+            one_instruction_blocks,
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::new(ram.clone(), CpuidTable::x86_64_v2(), options).unwrap();
+        let mut state = CpuState::long_mode(CODE, STACK, TABLES);
+        state.cr4 &= !machine::state::cr4::OSFXSR;
+        engine.load(&state, Position::default()).unwrap();
+        assert_eq!(engine.run(Some(Position::at(7))).unwrap(), Exit::Reached);
+        let mut stored = [0; 12];
+        ram.read(GuestPhys(STACK), &mut stored).unwrap();
+        assert_eq!((stored[0], stored[8]), (1, 7));
+        assert_eq!(engine.save().unwrap().gpr[1], 3);
+    }
+}

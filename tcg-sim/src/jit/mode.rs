@@ -81,18 +81,12 @@ impl Mode {
         self.0 & Self::IO_PRIVILEGE != 0
     }
 
-    /// CR0.EM.
-    pub(crate) fn emulation(self) -> bool {
-        self.0 & Self::EMULATION != 0
-    }
-
-    /// CR0.TS.
-    pub(crate) fn task_switched(self) -> bool {
-        self.0 & Self::TASK_SWITCHED != 0
-    }
-
-    /// CR4.OSFXSR is clear.
-    pub(crate) fn no_sse(self) -> bool {
-        self.0 & Self::NO_SSE != 0
+    /// CR0.EM, TS and MP and CR4.OSFXSR, which say what the floating-point units may do.
+    pub(crate) fn unit_controls(self) -> (u64, u64) {
+        let bit = |flag: u16, bit: u64| if self.0 & flag != 0 { bit } else { 0 };
+        let cr0 = bit(Self::EMULATION, cr0::EM)
+            | bit(Self::TASK_SWITCHED, cr0::TS)
+            | bit(Self::MONITOR_COPROCESSOR, cr0::MP);
+        (cr0, cr4::OSFXSR & !bit(Self::NO_SSE, cr4::OSFXSR))
     }
 }

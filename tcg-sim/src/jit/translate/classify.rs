@@ -1,6 +1,7 @@
 //! Which part of the translator deals with an instruction.
 
 use crate::jit::mode::Mode;
+use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
@@ -68,7 +69,7 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
     {
         return EXECUTE;
     }
-    if unit_may_be_off(instruction, mode) {
+    if unit_is_off(instruction, mode) {
         return EXECUTE_LAST;
     }
     if is_x87(instruction) {
@@ -81,11 +82,7 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
 fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
     use Mnemonic as M;
     Some(match instruction.mnemonic() {
-        M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop | M::Fnop
-            if !is_x87(instruction) =>
-        {
-            Class::Nothing
-        }
+        M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop => Class::Nothing,
         M::Prefetch
         | M::Prefetchnta
         | M::Prefetcht0
@@ -100,7 +97,7 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         {
             Class::BitString
         }
-        M::Maskmovq | M::Maskmovdqu if !unit_may_be_off(instruction, mode) => Class::MaskedMove,
+        M::Maskmovq | M::Maskmovdqu if !unit_is_off(instruction, mode) => Class::MaskedMove,
         M::Cld | M::Std => Class::Flag,
         M::Cli if mode.io_privilege() => Class::Flag,
         M::Pushfq if mode.io_privilege() || mode.cpl() == 3 => Class::PushFlags,
@@ -227,57 +224,16 @@ fn touches_segments(instruction: &Instruction) -> bool {
     })
 }
 
-/// Whether the opcode is in the x87 range.
+/// Whether the instruction is one of the x87 unit.
 pub(super) fn is_x87(instruction: &Instruction) -> bool {
-    instruction.cpuid_features().iter().any(|feature| {
-        use CpuidFeature as F;
-        matches!(
-            feature,
-            F::FPU | F::FPU287 | F::FPU387 | F::FPU287XL_ONLY | F::SSE3
-        )
-    }) && matches!(
-        instruction.code().op_code().table(),
-        iced_x86::OpCodeTableKind::Normal
-    ) && (0xd8..=0xdf).contains(&(first_opcode_byte(instruction)))
-        || matches!(instruction.mnemonic(), Mnemonic::Wait)
+    use FpuClass as F;
+    matches!(fpu::classify(instruction), F::X87 | F::X87NoWait | F::Wait)
 }
 
-fn first_opcode_byte(instruction: &Instruction) -> u32 {
-    let info = instruction.code().op_code();
-    // Register forms carry two opcode bytes (D9 E8).
-    let op_code = info.op_code();
-    if op_code > 0xff {
-        op_code >> 8
-    } else {
-        op_code
-    }
-}
-
-/// Whether the unit this instruction uses may be switched off by CR0 or CR4: Rust then decides.
-fn unit_may_be_off(instruction: &Instruction, mode: Mode) -> bool {
-    let off = mode.emulation() || mode.task_switched() || mode.no_sse();
-    let uses_unit = instruction.cpuid_features().iter().any(|feature| {
-        use CpuidFeature as F;
-        matches!(
-            feature,
-            F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::SSE
-                | F::SSE2
-                | F::SSE3
-                | F::SSSE3
-                | F::SSE4_1
-                | F::SSE4_2
-                | F::SSE4A
-                | F::AES
-                | F::PCLMULQDQ
-                | F::SHA
-                | F::FXSR
-        )
-    });
-    off && (uses_unit || is_x87(instruction))
+/// Whether CR0 or CR4 forbid the instruction: Rust then raises the fault.
+fn unit_is_off(instruction: &Instruction, mode: Mode) -> bool {
+    let (cr0, cr4) = mode.unit_controls();
+    fpu::mode_fault(fpu::classify(instruction), cr0, cr4).is_some()
 }
 
 /// Whether the guest gets #UD whatever its privilege.
