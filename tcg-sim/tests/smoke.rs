@@ -128,3 +128,33 @@ fn without_osfxsr_what_is_not_sse_still_runs() {
         assert_eq!(engine.save().unwrap().gpr[1], 3);
     }
 }
+
+/// Regression: the error once named address 0 whatever page could not be had.
+#[test]
+fn a_page_that_cannot_be_loaded_is_named() {
+    struct Missing(Arc<Ram>);
+    impl machine::ram::PageSource for Missing {
+        fn load(
+            &self,
+            gfn: machine::units::Gfn,
+            page: &mut machine::ram::PageBytes,
+        ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            if gfn.0 == 0x30 {
+                return Err("lost".into());
+            }
+            *page = self.0.page(gfn);
+            Ok(())
+        }
+    }
+    let mut asm = CodeAssembler::new(64).unwrap();
+    asm.mov(rdi, 0x3_0010u64).unwrap();
+    asm.mov(rax, qword_ptr(rdi)).unwrap();
+    let whole = guest(&asm.assemble(CODE).unwrap());
+    let ram = Arc::new(Ram::lazy(whole.bytes(), Arc::new(Missing(whole.clone()))).unwrap());
+    let options = EngineOptions::default();
+    let mut engine = Engine::new(ram, CpuidTable::x86_64_v2(), options).unwrap();
+    let state = CpuState::long_mode(CODE, STACK, TABLES);
+    engine.load(&state, Position::default()).unwrap();
+    let error = engine.run(Some(Position::at(100))).unwrap_err();
+    assert!(error.to_string().contains("0x30000"), "{error}");
+}

@@ -1,21 +1,19 @@
-//! Random numbers with a seed.
+//! Random numbers with a seed, as the recorded guests draw them.
 
-/// SplitMix64.
-pub struct Rng(u64);
+use crate::differential::rng;
+
+/// The generator of the fuzzer, with its own way to bound a number: seeds name known guests.
+pub struct Rng(rng::Rng);
 
 impl Rng {
     /// The sequence of this seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(rng::Rng::new(seed))
     }
 
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
 
     /// A number below `bound`, which is not zero.

@@ -1,17 +1,18 @@
 //! The engine: a vCPU that translates.
 
+use super::access::Owed;
 use super::cache::CodeCache;
-use super::soft::{Piece, Soft};
+use super::soft::Soft;
 use super::traps;
-use crate::jit::block::{BlockId, MemoryAccess, Site, SiteKind};
+use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
 use crate::jit::mode::Mode;
-use crate::mmu::{Access, AccessType, is_canonical};
+use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::CpuidTable;
-use machine::ram::Ram;
+use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
@@ -120,14 +121,6 @@ pub struct Engine {
     pub(super) options: EngineOptions,
     pub(super) counters: EngineCounters,
     pub(super) kick: Arc<KickFlag>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Owed {
-    first: Piece,
-    second: Option<Piece>,
-    /// Offset of the bytes in the bounce buffer.
-    offset: usize,
 }
 
 impl Engine {
@@ -282,8 +275,13 @@ impl Engine {
     /// What must be reported at this boundary before anything runs.
     fn boundary(&mut self, until: Option<Position>) -> Result<Option<Exit>, VcpuError> {
         if let Some(source) = self.soft.ram_error.take() {
+            let address = match &source {
+                RamError::Load { gfn, .. } => gfn.base(),
+                RamError::OutOfRange { start, .. } => *start,
+                RamError::Size(_) | RamError::Map { .. } => GuestPhys(0),
+            };
             return Err(VcpuError::PageLoad {
-                address: GuestPhys(0),
+                address,
                 source: Box::new(source),
             });
         }
@@ -471,148 +469,6 @@ impl Engine {
             .core
             .page_base
             .wrapping_add(u64::from(insn.offset));
-    }
-
-    fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
-        self.counters.slow_accesses += 1;
-        let va = self.env().core.t0;
-        let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        match self.access(va, access, one_step) {
-            Ok(Some(addend)) => {
-                self.env().core.t1 = addend;
-                Next::Resume(direct)
-            }
-            Ok(None) => {
-                self.rewind(site);
-                (self.step_alone, self.begun) = (true, true);
-                Next::Left(Left::Boundary)
-            }
-            Err(fault) => {
-                self.rewind(site);
-                Next::Left(self.deliver_fault(fault))
-            }
-        }
-    }
-
-    /// Prepares an access of translated code. `None`: the instruction must run alone.
-    fn access(&mut self, va: u64, access: MemoryAccess, alone: bool) -> Result<Option<u64>, Fault> {
-        let bytes = usize::from(access.bytes);
-        let kind = if access.write {
-            AccessType::Write
-        } else {
-            AccessType::Read
-        };
-        if alone {
-            self.check_alignment(va, access)?;
-        }
-        let stack_fault = |fault: Fault| match fault {
-            Fault {
-                vector: vector::GP, ..
-            } if access.stack => Fault::SS0,
-            other => other,
-        };
-        let at = Access::at_cpl(kind, self.mode.cpl());
-        let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
-        if crosses && !alone {
-            return Ok(None);
-        }
-        let soft = &mut self.soft;
-        if crosses {
-            let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
-            return Ok(Some(self.bounce(va, first, second, access)));
-        }
-        let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
-        if !soft.is_ram(mapping.gpa.gfn()) {
-            let piece = Piece {
-                gpa: mapping.gpa,
-                bytes,
-            };
-            return Ok(alone.then(|| self.bounce(va, piece, None, access)));
-        }
-        if access.write {
-            if !alone && soft.store_needs_boundary(mapping.gpa, bytes as u64) {
-                return Ok(None);
-            }
-            soft.before_store(mapping.gpa, bytes as u64);
-        } else if let Err(error) = soft.ram.prepare_read(mapping.gpa.gfn()) {
-            soft.ram_error.get_or_insert(error);
-        }
-        if alone {
-            self.watch(va, bytes as u64, access.write);
-        } else {
-            soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
-        }
-        Ok(Some(self.soft.addend(va, mapping.gpa)))
-    }
-
-    /// #AC, where the guest asked for it; #GP of aligned SSE accesses that the page walk would hide.
-    fn check_alignment(&self, va: u64, access: MemoryAccess) -> Result<(), Fault> {
-        if access.alignment != 0 && va & u64::from(access.alignment) != 0 && (va & 0xfff) > 0xff0 {
-            return Err(Fault::GP0);
-        }
-        let checked =
-            self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
-        let natural = u64::from(access.bytes).next_power_of_two().min(8);
-        if checked && va & (natural - 1) != 0 && access.bytes != 16 {
-            return Err(Fault::AC);
-        }
-        Ok(())
-    }
-
-    /// Stages an access in the bounce buffer; returns the addend that leads there.
-    fn bounce(
-        &mut self,
-        va: u64,
-        first: Piece,
-        second: Option<Piece>,
-        access: MemoryAccess,
-    ) -> u64 {
-        // The same alignment as the address, so that alignment faults stay what they are.
-        let offset = (va & 63) as usize;
-        let mut bytes = [0; 64];
-        let total = first.bytes + second.map_or(0, |piece| piece.bytes);
-        self.soft.read_piece(first.gpa, &mut bytes[..first.bytes]);
-        if let Some(second) = second {
-            self.soft
-                .read_piece(second.gpa, &mut bytes[first.bytes..total]);
-        }
-        self.watch(va, total as u64, access.write);
-        if access.write {
-            self.owed = Some(Owed {
-                first,
-                second,
-                offset,
-            });
-        }
-        let buffer = &mut self.env().core.bounce.0;
-        buffer[offset..offset + total].copy_from_slice(&bytes[..total]);
-        let host = buffer.as_ptr() as u64 + offset as u64;
-        host.wrapping_sub(va)
-    }
-
-    /// Writes what the finished instruction left in the bounce buffer.
-    pub(super) fn pay(&mut self) {
-        let Some(Owed {
-            first,
-            second,
-            offset,
-        }) = self.owed.take()
-        else {
-            return;
-        };
-        let bytes: Vec<u8> = self.env().core.bounce.0[offset..offset + 64].to_vec();
-        self.soft.write_piece(first.gpa, &bytes[..first.bytes]);
-        if let Some(second) = second {
-            self.soft
-                .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
-        }
-    }
-
-    /// Compares an access with the data breakpoints.
-    fn watch(&mut self, va: u64, bytes: u64, write: bool) {
-        if self.cpu.dr7 & 0xff != 0 {
-            self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
-        }
     }
 
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {

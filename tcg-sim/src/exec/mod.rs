@@ -1,5 +1,6 @@
 //! The runtime around translated code.
 
+mod access;
 mod bus;
 mod cache;
 mod engine;
