@@ -2,8 +2,10 @@
 //! privilege level 3 and whose exception handlers halt at once.
 
 use super::case::Case;
+use super::forms::instruction_allowed;
+use super::generator::decode;
 use super::image::Images;
-use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP};
+use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset};
 use super::registers::{End, FxImage, Outcome, Registers};
 use machine::ram::{Ram, RamError};
 use machine::state::{CpuState, DescriptorTable, FpuState, Segment, cr0, cr4};
@@ -13,6 +15,8 @@ use std::sync::Arc;
 
 /// Steps after which a sequence counts as endless.
 const STEP_LIMIT: u64 = 1_000_000;
+/// Steps that are looked at one by one in a sequence that differs.
+const TRACED_STEPS: u64 = 20_000;
 /// Frames of RAM.
 const FRAMES: u64 = 64;
 /// Linear address at which the supervisor sees frame 0.
@@ -98,17 +102,19 @@ pub struct Guest<V> {
 }
 
 impl<V: Vcpu> Guest<V> {
-    /// A guest on the virtual CPU that `make` builds over the RAM.
+    /// A guest on the virtual CPU that `make` builds over the RAM. `cpu_number` is what the host's
+    /// kernel shows of the CPU that it is compared with.
     ///
     /// # Errors
     /// [`GuestError::Ram`], and what `make` returns.
     pub fn new(
         images: &Images,
+        cpu_number: u32,
         make: impl FnOnce(Arc<Ram>) -> Result<V, VcpuError>,
     ) -> Result<Self, GuestError> {
         let ram = Arc::new(Ram::new(FRAMES * PAGE_BYTES)?);
         write_page_tables(&ram)?;
-        write_system_tables(&ram)?;
+        write_system_tables(&ram, cpu_number)?;
         ram.write(physical(frame::CONSTANT), images.constant())?;
         let vcpu = make(ram.clone())?;
         Ok(Self {
@@ -142,6 +148,46 @@ impl<V: Vcpu> Guest<V> {
             }),
             other => Err(GuestError::Exit(other)),
         }
+    }
+
+    /// Runs a sequence step by step and returns whether it comes to an instruction that a sequence may
+    /// not contain.
+    pub(super) fn leaves_model(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
+        if self.write_image(memory).is_err() {
+            return false;
+        }
+        let mut state = self.template.clone();
+        load_registers(&mut state, &case.start);
+        if self.vcpu.load(&state, Position::at(0)).is_err() {
+            return false;
+        }
+        for step in 1..TRACED_STEPS {
+            let Ok(rip) = self.vcpu.rip() else {
+                return false;
+            };
+            if !self.allowed_at(rip) {
+                return true;
+            }
+            match self.vcpu.run(Some(Position::at(step))) {
+                Ok(Exit::Reached) => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Whether a sequence may contain the instruction at an address; outside the code it ends.
+    fn allowed_at(&self, rip: u64) -> bool {
+        let Some(at) = image_offset(rip).filter(|_| CODE.contains(rip)) else {
+            return true;
+        };
+        let room = (CODE.end() - rip).min(15) as usize;
+        let mut bytes = [0; 15];
+        let from = GuestPhys(physical(frame::IMAGE).0 + at as u64);
+        if self.ram.read(from, &mut bytes[..room]).is_err() {
+            return true;
+        }
+        instruction_allowed(&decode(&bytes[..room], rip))
     }
 
     /// Replaces the pages of the image that differ.
@@ -275,12 +321,13 @@ fn write_page_tables(ram: &Ram) -> Result<(), RamError> {
     Ok(())
 }
 
-fn write_system_tables(ram: &Ram) -> Result<(), RamError> {
+fn write_system_tables(ram: &Ram, cpu_number: u32) -> Result<(), RamError> {
     let tss = linear(frame::TSS);
     for (index, descriptor) in GDT.into_iter().enumerate() {
         let base = match index {
             8 => (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56,
             9 => tss >> 32,
+            15 => u64::from(cpu_number & 0xffff) | u64::from(cpu_number >> 16 & 0xf) << 48,
             _ => 0,
         };
         put(ram, frame::GDT, index as u64, descriptor | base)?;

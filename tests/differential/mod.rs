@@ -29,16 +29,20 @@ use side::GuestSide;
 use tcg_sim::{Engine, EngineOptions};
 
 /// The engine as a side: as it is used, or with one instruction per block and every memory access
-/// checked in Rust.
+/// checked in Rust. `cpu_number` is [`native::NativeCpu::cpu_number`] of the other side.
 ///
 /// # Errors
 /// [`GuestError`] when the host gives no memory or lacks what the engine needs.
-pub fn engine(images: &Images, single: bool) -> Result<GuestSide<Engine>, GuestError> {
+pub fn engine(
+    images: &Images,
+    single: bool,
+    cpu_number: u32,
+) -> Result<GuestSide<Engine>, GuestError> {
     let options = EngineOptions {
         one_instruction_blocks: single,
         ..EngineOptions::default()
     };
-    let guest = Guest::new(images, |ram| {
+    let guest = Guest::new(images, cpu_number, |ram| {
         Engine::new(ram, CpuidTable::x86_64_v2(), options)
     })?;
     Ok(GuestSide::new(guest))

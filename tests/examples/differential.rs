@@ -1,10 +1,12 @@
-//! Long runs of the differential fuzzer: `differential [--pair P] [--seeds A..B] [--out DIR]`.
+//! Long runs of the differential fuzzer: `differential [--pair P] [--seeds A..B] [--out DIR]`, or
+//! `differential [--pair P] --case FILE`, which shows how one case ends on both sides.
 //!
 //! Pairs: `native-engine`, `engine-single` (normal against one-instruction blocks), `native-single`,
 //! `native-native` (is the host deterministic?). Findings are made small and written to DIR as
 //! regression cases. One process uses one seed range; start several for several processors.
 
 use anyhow::{Context, bail};
+use simuboost_tests::differential::case::Case;
 use simuboost_tests::differential::compare::Finding;
 use simuboost_tests::differential::engine;
 use simuboost_tests::differential::fuzzer::{BATCH, Fuzzer, Tally};
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// Seeds between two lines of progress.
-const CHUNK: u64 = 100_000;
+const CHUNK: u64 = 10_000;
 /// Findings that are made small; a run with more has one cause worth repairing first.
 const MOST_FINDINGS: u64 = 400;
 
@@ -24,6 +26,7 @@ struct Options {
     pair: String,
     seeds: Range<u64>,
     out: PathBuf,
+    case: Option<PathBuf>,
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -31,6 +34,7 @@ fn options() -> anyhow::Result<Options> {
         pair: "native-engine".to_owned(),
         seeds: 0..100_000,
         out: PathBuf::from("differential-findings"),
+        case: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
@@ -40,6 +44,7 @@ fn options() -> anyhow::Result<Options> {
         match name.as_str() {
             "--pair" => options.pair = value,
             "--out" => options.out = value.into(),
+            "--case" => options.case = Some(value.into()),
             "--seeds" => {
                 let (from, to) = value.split_once("..").context("--seeds A..B")?;
                 options.seeds = from.parse()?..to.parse()?;
@@ -60,15 +65,18 @@ fn main() -> anyhow::Result<()> {
             run(Fuzzer::new(images, native, again), &options)
         }
         "native-engine" => {
-            let engine = engine(&images, false)?;
+            let engine = engine(&images, false, native.cpu_number())?;
             run(Fuzzer::new(images, native, engine), &options)
         }
         "native-single" => {
-            let engine = engine(&images, true)?;
+            let engine = engine(&images, true, native.cpu_number())?;
             run(Fuzzer::new(images, native, engine), &options)
         }
         "engine-single" => {
-            let sides = (engine(&images, false)?, engine(&images, true)?);
+            let sides = (
+                engine(&images, false, native.cpu_number())?,
+                engine(&images, true, native.cpu_number())?,
+            );
             run(Fuzzer::new(images, sides.0, sides.1), &options)
         }
         other => bail!("unknown pair {other}"),
@@ -76,6 +84,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run<A: Side, B: Side>(mut fuzzer: Fuzzer<A, B>, options: &Options) -> anyhow::Result<()> {
+    if let Some(file) = &options.case {
+        let text = std::fs::read_to_string(file)?;
+        for part in text.split("\n---\n") {
+            let case: Case = part.parse()?;
+            print!("{case}{}", fuzzer.show(&case)?);
+        }
+        return Ok(());
+    }
     let mut total = Tally::default();
     let begin = Instant::now();
     let mut from = options.seeds.start;

@@ -2,6 +2,8 @@
 
 use super::access::Owed;
 use super::cache::CodeCache;
+use super::faulting::Probe;
+use super::host::HostCpu;
 use super::soft::Soft;
 use super::traps;
 use crate::jit::block::{BlockId, Site, SiteKind};
@@ -104,6 +106,10 @@ pub struct Engine {
     pub(super) begun: bool,
     /// A store in the bounce buffer that the finished instruction owes to memory.
     pub(super) owed: Option<Owed>,
+    /// An x87 store whose access cannot be made is executing.
+    pub(super) probe: Option<Probe>,
+    /// The arithmetic flags from before a repeated comparison that has iterations behind it.
+    pub(super) rep_flags: Option<u64>,
     /// Set when an instruction retires; how a single step tells that from a fault.
     pub(super) retired: bool,
     /// The instruction that executes runs alone.
@@ -137,23 +143,24 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = host_vendor();
-        let decoder_options = if vendor == Vendor::Amd {
+        let host = HostCpu::detect();
+        let decoder_options = if host.vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
             DecoderOptions::NONE
         };
-        let cache = CodeCache::new(options.code_bytes, decoder_options).map_err(|source| {
-            VcpuError::Host {
-                operation: "mapping code memory",
-                source,
-            }
-        })?;
+        let cache =
+            CodeCache::new(options.code_bytes, decoder_options, host).map_err(|source| {
+                VcpuError::Host {
+                    operation: "mapping code memory",
+                    source,
+                }
+            })?;
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
             cpu,
-            soft: Soft::new(ram, cpuid, cache, vendor),
+            soft: Soft::new(ram, cpuid, cache, host),
             deadline: 0,
             rep_iterations: 0,
             pending: None,
@@ -161,6 +168,8 @@ impl Engine {
             step_alone: false,
             begun: false,
             owed: None,
+            probe: None,
+            rep_flags: None,
             retired: false,
             alone: false,
             rep_limit: REP_QUANTUM,
@@ -227,6 +236,7 @@ impl Engine {
         core.system_flags = cpu.rflags & !(rflags::OSZAPC | rflags::IF | rflags::DF | rflags::RF);
         core.fs_base = cpu.segs[4].base;
         core.gs_base = cpu.segs[5].base;
+        core.code_selector = u64::from(cpu.segs[1].selector);
     }
 
     /// Whether instructions must run one at a time for what the guest asked for.
@@ -254,6 +264,7 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.rep_flags = None;
         let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
         self.cpu.shadow = Shadow::None;
         self.push();
@@ -546,7 +557,7 @@ impl Engine {
         };
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         self.rewind(site);
-        self.owed = None;
+        (self.owed, self.probe) = (None, None);
         let fault = match trap.vector as u8 {
             vector::DE => Fault::plain(vector::DE),
             vector::MF => Fault::plain(vector::MF),
@@ -590,15 +601,5 @@ impl Soft {
     /// Whether a block stays findable (code outside RAM does not).
     fn is_published(&self, block: BlockId) -> bool {
         self.is_ram(self.cache.block(block).key.gfn)
-    }
-}
-
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // "GenuineIntel" and the designs derived from it; all others follow AMD.
-    if leaf.ebx == 0x756e_6547 {
-        Vendor::Intel
-    } else {
-        Vendor::Amd
     }
 }

@@ -4,8 +4,11 @@ mod access;
 mod bus;
 mod cache;
 mod engine;
+mod faulting;
 mod fpu;
 mod frames;
+mod host;
+mod image;
 mod operand;
 mod soft;
 mod step;
@@ -13,6 +16,7 @@ mod traps;
 mod vcpu;
 
 pub use engine::{Engine, EngineCounters, EngineOptions};
+pub(crate) use host::HostCpu;
 
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;

@@ -6,12 +6,13 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use super::host::HostCpu;
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
-use crate::sys::{Fault, Vendor};
+use crate::sys::Fault;
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
 use machine::state::CpuState;
@@ -37,8 +38,8 @@ pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules the host follows where vendors differ.
-    pub(crate) vendor: Vendor,
+    /// The host's rules where processors differ.
+    pub(crate) host: HostCpu,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
     current: usize,
@@ -46,6 +47,8 @@ pub(crate) struct Soft {
     host_base: u64,
     /// Translations or fetch mappings changed: the executing block may be stale.
     pub(crate) code_changed: bool,
+    /// The instruction that Rust executes has stored to a frame with translations.
+    pub(crate) code_stored: bool,
     /// The host could not provide a page; the run ends with it.
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
@@ -59,20 +62,28 @@ pub(crate) struct Piece {
     pub(crate) bytes: usize,
 }
 
+impl Piece {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        let (a, b) = (self.gpa.0, other.gpa.0);
+        a < b + other.bytes as u64 && b < a + self.bytes as u64
+    }
+}
+
 impl Soft {
-    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, vendor: Vendor) -> Self {
+    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, host: HostCpu) -> Self {
         let (frames, host_base) = (Frames::new(ram.frames()), ram.host_base() as u64);
         Self {
             ram,
             cpuid,
             cache,
-            vendor,
+            host,
             frames,
             spaces: vec![Space::new(0)],
             current: 0,
             uses: 0,
             host_base,
             code_changed: false,
+            code_stored: false,
             ram_error: None,
             watched: None,
         }
@@ -197,6 +208,7 @@ impl Soft {
     pub(crate) fn before_store(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
+        self.code_stored |= flags & CODE != 0;
         if flags & CODE != 0
             && self
                 .cache
@@ -424,7 +436,7 @@ impl Soft {
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.
-    fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
+    pub(crate) fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
         if !self.is_ram(gfn) {
             return Box::new([0xff; PAGE_BYTES as usize]);
         }

@@ -24,7 +24,7 @@ impl Vcpu for Engine {
         })?;
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         let result = self.run_loop(until);
-        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         fpu::leave();
         drop(routed);
         let resume_flag = self.cpu.rflags & machine::state::rflags::RF;
@@ -104,13 +104,15 @@ impl Vcpu for Engine {
         if self.pending.is_some() {
             return Err(WAITS);
         }
+        // Whoever loads the state knows nothing of it.
+        self.rep_flags = None;
         Ok(self.cpu.clone())
     }
 
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
         super::validate(state)?;
         self.cpu = state.clone();
-        self.pending = None;
+        (self.pending, self.rep_flags) = (None, None);
         (self.step_alone, self.begun) = (false, false);
         self.soft.reset();
         self.soft.switch_space(state.cr3);

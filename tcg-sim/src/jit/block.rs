@@ -23,6 +23,15 @@ pub(crate) struct MemoryAccess {
     pub(crate) stack: bool,
 }
 
+impl MemoryAccess {
+    /// Whether the processor makes two accesses of it, the second eight bytes on: extended reals, packed
+    /// decimals, MASKMOVDQU.
+    pub(crate) fn in_parts(self) -> bool {
+        let masked = self.bytes == 16 && self.read && self.write && self.alignment == 0;
+        self.bytes == 10 || masked
+    }
+}
+
 /// Why translated code left at a site.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SiteKind {

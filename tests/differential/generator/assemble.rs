@@ -1,7 +1,7 @@
 //! From planned instructions to bytes at an address.
 
 use super::super::forms::{Kind, instruction_allowed, kind};
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction};
 
 /// Decoder options for the vendor of the recording host. AMD and Intel read a few encodings
 /// differently in 64-bit mode (near branches with an operand-size prefix, for example).
@@ -72,8 +72,12 @@ impl Item {
 
     /// Bytes as they are, if a sequence may execute them and they do not branch.
     pub(super) fn raw(bytes: Vec<u8>) -> Option<Self> {
-        let decoded = decode(&bytes, TRIAL);
-        let length_fits = decoded.code() == Code::INVALID || decoded.len() == bytes.len();
+        let mut decoder = Decoder::with_ip(64, &bytes, TRIAL, decoder_options());
+        let decoded = decoder.decode();
+        // What needs more bytes would become whatever the following ones make of it.
+        let whole = decoder.last_error() != DecoderError::NoMoreBytes;
+        let length_fits =
+            whole && (decoded.code() == Code::INVALID || decoded.len() == bytes.len());
         let harmless = decoded.code() == Code::INVALID
             || matches!(kind(decoded.code()), Kind::Plain | Kind::Terminal);
         let item = Self {
@@ -157,7 +161,7 @@ fn set_reference(instruction: &mut Instruction, place: Place, address: u64) {
 }
 
 /// Decodes one instruction.
-pub(super) fn decode(bytes: &[u8], at: u64) -> Instruction {
+pub(crate) fn decode(bytes: &[u8], at: u64) -> Instruction {
     Decoder::with_ip(64, bytes, at, decoder_options()).decode()
 }
 

@@ -219,7 +219,10 @@ impl Generator {
             } else {
                 0
             };
-            let flags = (self.rng.bits() as i32 & 0x24_0cd5) | 0x202;
+            let mut flags = (self.rng.bits() as i32 & 0x24_0cd5) | 0x202;
+            if !self.rng.percent(5) {
+                flags &= !(1 << 18);
+            }
             self.push_value(pointer);
             self.push_value(flags);
         }

@@ -139,9 +139,7 @@ impl Translator<'_> {
     /// host address `register + T1`. Clobbers RCX; on the slow path T0 as well.
     pub(super) fn check(&mut self, address: Address, access: MemoryAccess) {
         if self.one_step {
-            let from = self.asm.jmp();
-            self.slow_memory(from, address, access);
-            return;
+            return self.check_in_rust(address, access);
         }
         // Sixteen unaligned bytes are common on the stack, and the slot takes aligned accesses only.
         let aligned = access.bytes <= 8 || access.alignment != 0;
@@ -151,6 +149,12 @@ impl Translator<'_> {
             Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
             _ => self.check_table(address, access),
         }
+    }
+
+    /// As [`Self::check`], always on the slow path.
+    pub(super) fn check_in_rust(&mut self, address: Address, access: MemoryAccess) {
+        let from = self.asm.jmp();
+        self.slow_memory(from, address, access);
     }
 
     fn check_slot(&mut self, address: Address, access: MemoryAccess, mask: i32) {

@@ -7,6 +7,7 @@
 
 mod branch;
 mod classify;
+mod length;
 mod memory;
 mod native;
 mod special;
@@ -17,16 +18,19 @@ use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
+use crate::exec::HostCpu;
 pub(crate) use classify::is_undefined;
 use classify::{Class, classify};
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+pub(crate) use special::is_narrow;
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
 /// Host bytes that one superblock may need at most, generously.
 pub(crate) const MAX_HOST_BYTES: usize = MAX_INSNS * 512;
+
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
 
 /// What to translate.
 pub(crate) struct Request<'a> {
@@ -42,6 +46,7 @@ pub(crate) struct Request<'a> {
     /// Number of the first site.
     pub(crate) first_site: u32,
     pub(crate) decoder_options: u32,
+    pub(crate) cpu: HostCpu,
 }
 
 /// A finished translation.
@@ -156,16 +161,15 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
     while decoded.len() < limit {
         let start = decoder.position();
         let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            let available = request.bytes.len() - start;
-            match (decoded.is_empty(), available) {
-                (true, 15..) => return Err(NoTranslation::TooLong),
-                (true, _) => return Err(NoTranslation::NeedsNextPage),
+        if instruction.is_invalid() {
+            match refuse(&request.bytes[start..]) {
+                None => {}
+                Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
-                (false, _) => break,
+                Some(_) => break,
             }
         }
-        let class = classify(&instruction, request.key.mode);
+        let class = classify(&instruction, request.key.mode, request.cpu.vendor);
         decoded.push((instruction, class));
         let page_ends = u64::from(request.key.offset) + decoder.position() as u64 >= 4096;
         let loops = class == Class::Condition && instruction.near_branch64() <= instruction.ip();
@@ -174,6 +178,19 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
         }
     }
     Ok(decoded)
+}
+
+/// Why bytes that are no instruction do not even raise #UD.
+fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
+    // How far the processor reads before it knows.
+    let length = length::length(bytes).unwrap_or(usize::MAX);
+    if bytes.len() < length.min(LONGEST) {
+        Some(NoTranslation::NeedsNextPage)
+    } else if length > LONGEST {
+        Some(NoTranslation::TooLong)
+    } else {
+        None
+    }
 }
 
 impl Translator<'_> {

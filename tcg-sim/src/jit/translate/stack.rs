@@ -3,11 +3,12 @@
 use super::memory::Address;
 use super::native::uses_stack_segment;
 use super::special::{is_narrow, segment_base};
-use super::{Flow, Translator};
+use super::{Flow, Tail, Translator};
 use crate::jit::asm::{Host, Mem};
-use crate::jit::block::MemoryAccess;
+use crate::jit::block::{MemoryAccess, SiteKind};
 use crate::jit::layout::disp;
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
+use crate::sys::Vendor;
 use iced_x86::{Instruction, OpKind, Register};
 
 const TOP: Address = Address {
@@ -202,10 +203,28 @@ impl Translator<'_> {
             self.load_guest(Host::RCX, number(instruction.op0_register()));
             self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
         }
+        if self.request.cpu.vendor == Vendor::Amd {
+            self.check_target();
+        }
         self.push_return();
         self.asm.load(T0, Mem::env(disp!(scratch0)));
         self.emit_indirect(8);
         Flow::End
+    }
+
+    /// AMD looks at the target before it pushes (Intel after): leaves with the target in T0 and nothing
+    /// done if RCX, the target, is not canonical.
+    fn check_target(&mut self) {
+        self.asm.mov(T0, Host::RCX);
+        self.asm.mov_imm(T1, 1 << 47);
+        self.asm.lea(Host::RCX, Mem::sum(Host::RCX, T1, 0));
+        self.asm
+            .pext(Host::RCX, Host::RCX, Mem::env(disp!(high_mask)));
+        let canonical = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        let site = self.new_site(SiteKind::Indirect { undo_rsp: 0 });
+        self.tails.push(Tail::Leave { from, site });
+        self.asm.bind_short(canonical);
     }
 
     pub(super) fn ret(&mut self, instruction: &Instruction) -> Flow {
