@@ -1,6 +1,7 @@
 //! The engine: a vCPU that translates.
 
 use super::access::Owed;
+use super::arrive::Search;
 use super::cache::CodeCache;
 use super::soft::Soft;
 use super::traps;
@@ -120,6 +121,8 @@ pub struct Engine {
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
     pub(super) counters: EngineCounters,
+    /// The state that is looked for.
+    pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
 }
 
@@ -170,6 +173,7 @@ impl Engine {
             watch_hits: 0,
             options,
             counters: EngineCounters::default(),
+            search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
     }
@@ -211,9 +215,7 @@ impl Engine {
     pub(super) fn pull(&mut self) {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
-        let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
-        self.cpu.rflags =
-            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+        self.cpu.rflags = core.rflags();
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -288,7 +290,7 @@ impl Engine {
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
         }
-        if until.is_some_and(|until| self.here() >= until) {
+        if self.has_arrived() || until.is_some_and(|until| self.here() >= until) {
             return Ok(Some(Exit::Reached));
         }
         if self.window_requested && self.window_open() {
@@ -393,7 +395,8 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    if self.env().core.budget <= 0 || self.soft.ram_error.is_some() {
+                    let over = self.env().core.budget <= 0 || self.soft.ram_error.is_some();
+                    if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
                     block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -443,6 +446,14 @@ impl Engine {
             } => self.handle_execute(site, &instruction, resume),
             SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
+            SiteKind::Stop { resume } => {
+                let offset = self.soft.cache.block(site.block).key.offset;
+                let rip = self.env().core.page_base.wrapping_add(u64::from(offset));
+                Ok(match self.arrives_at(rip) {
+                    true => Next::Left(Left::Boundary),
+                    false => Next::Resume(resume),
+                })
+            }
             SiteKind::Budget => {
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
@@ -476,6 +487,9 @@ impl Engine {
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
+        if self.arrives_at(rip) {
+            return Next::Go(rip);
+        }
         let flushes = self.soft.cache.flushes;
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
@@ -510,7 +524,7 @@ impl Engine {
             return Next::Left(self.deliver_fault(Fault::GP0));
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        if one_step || self.env().core.budget <= 0 {
+        if one_step || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {

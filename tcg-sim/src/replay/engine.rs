@@ -1,7 +1,9 @@
 //! The engine as a vCPU that replays.
 
-use super::vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
+use super::vcpu::{Arrival, Arrived, ReplayVcpu};
 use crate::Engine;
+use crate::exec::Target;
+use machine::state::CpuState;
 use machine::units::Position;
 use machine::vcpu::VcpuError;
 
@@ -11,6 +13,13 @@ impl ReplayVcpu for Engine {
         arrival: &Arrival,
         until: Option<Position>,
     ) -> Result<Arrived, VcpuError> {
-        arrive_by_steps(self, arrival, until)
+        let Arrival { rip, gpr, rflags } = *arrival;
+        let exit = self.run_to_state(&Target { rip, gpr, rflags }, until)?;
+        Ok(exit.map_or(Arrived::Here, Arrived::Exit))
+    }
+
+    fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.rewind_to(state, position);
+        Ok(())
     }
 }
