@@ -14,6 +14,7 @@ mod run;
 mod vcpu;
 mod verify;
 
+pub use engine::{Instrumented, replay_with};
 pub use registers::RegisterDifference;
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 

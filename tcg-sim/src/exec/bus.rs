@@ -1,8 +1,10 @@
 //! Memory as the system semantics see it.
 
 use super::soft::Soft;
+use crate::instrument::Direction;
+use crate::instrument::probe::Noted;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, SysBus, Vendor};
+use crate::sys::{AccessKind, Fault, StringRun, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::PAGE_BYTES;
@@ -24,6 +26,32 @@ fn access(cpu: &CpuState, kind: AccessKind, write: bool) -> Access {
 }
 
 impl Soft {
+    fn note(&mut self, kind: AccessKind, va: u64, bytes: usize, direction: Direction) {
+        self.probe.note(Noted {
+            va,
+            bytes: bytes as u32,
+            direction,
+            system: kind == AccessKind::System,
+        });
+    }
+
+    fn write_unnoted(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
+        let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, true))?;
+        let (low, high) = bytes.split_at(first.bytes);
+        self.write_piece(first.gpa, low);
+        if let Some(second) = second {
+            self.write_piece(second.gpa, high);
+        }
+        self.watch(kind, va, bytes.len(), true);
+        Ok(())
+    }
+
     fn watch(&mut self, kind: AccessKind, va: u64, bytes: usize, write: bool) {
         if let Some(watched) = self.watched.as_mut().filter(|_| kind == AccessKind::Data) {
             watched.push((va, bytes as u64, write));
@@ -46,6 +74,7 @@ impl SysBus for Soft {
             self.read_piece(second.gpa, high);
         }
         self.watch(kind, va, bytes.len(), false);
+        self.note(kind, va, bytes.len(), Direction::Read);
         Ok(())
     }
 
@@ -56,14 +85,33 @@ impl SysBus for Soft {
         bytes: &[u8],
         kind: AccessKind,
     ) -> Result<(), Fault> {
-        let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, true))?;
-        let (low, high) = bytes.split_at(first.bytes);
-        self.write_piece(first.gpa, low);
-        if let Some(second) = second {
-            self.write_piece(second.gpa, high);
-        }
-        self.watch(kind, va, bytes.len(), true);
+        self.write_unnoted(cpu, va, bytes, kind)?;
+        self.note(kind, va, bytes.len(), Direction::Write);
         Ok(())
+    }
+
+    fn write_slots(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        slot: usize,
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
+        self.write_unnoted(cpu, va, bytes, kind)?;
+        for offset in (0..bytes.len()).step_by(slot).rev() {
+            let at = va.wrapping_add(offset as u64);
+            self.note(kind, at, slot, Direction::Write);
+        }
+        Ok(())
+    }
+
+    fn iterated(&mut self, iterations: u64, run: Option<&StringRun>) {
+        self.probe.iterate(iterations, run);
+    }
+
+    fn forget(&mut self) {
+        self.probe.forget();
     }
 
     fn prepare_write(

@@ -4,12 +4,13 @@ use super::access::Owed;
 use super::cache::CodeCache;
 use super::soft::Soft;
 use super::traps;
+use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
 use crate::jit::mode::Mode;
 use crate::mmu::is_canonical;
-use crate::sys::{self, Event, Fault, Vendor, vector};
+use crate::sys::{self, Event, EventKind, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
@@ -188,6 +189,33 @@ impl Engine {
         self.soft.reset();
     }
 
+    /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
+    /// cannot notice.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        self.soft.probe.choose(instruments, &self.soft.cache);
+        self.soft.flush_branches();
+    }
+
+    /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
+    pub fn counts(&mut self) -> Counts {
+        self.soft.probe.counts(&self.soft.cache)
+    }
+
+    /// Notes that the run may come back to here.
+    pub(crate) fn mark_instruments(&mut self) {
+        self.soft.probe.mark(&self.soft.cache);
+    }
+
+    /// Forgets what was learned since the last mark, and the mark.
+    pub(crate) fn rewind_instruments(&mut self) {
+        self.soft.probe.go_back(&self.soft.cache);
+    }
+
+    /// Forgets the oldest mark.
+    pub(crate) fn settle_instruments(&mut self) {
+        self.soft.probe.settle();
+    }
+
     pub(super) fn env(&mut self) -> &mut Env {
         self.soft.env()
     }
@@ -255,6 +283,10 @@ impl Engine {
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
         let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
+        if alive {
+            let exception = !matches!(event.kind, EventKind::External { .. });
+            self.soft.probe.deliver(exception);
+        }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
@@ -265,6 +297,7 @@ impl Engine {
     pub(super) fn deliver_fault(&mut self, fault: Fault) -> Left {
         self.pull();
         self.add_steps(1);
+        self.soft.probe.forget();
         if self.deliver(Event::fault(fault)) {
             Left::Boundary
         } else {
@@ -441,7 +474,14 @@ impl Engine {
                 instruction,
                 resume,
             } => self.handle_execute(site, &instruction, resume),
-            SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
+            SiteKind::Goto {
+                target,
+                link,
+                taken,
+            } => {
+                self.soft.probe.note_taken(taken);
+                Ok(self.handle_goto(target, link))
+            }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
             SiteKind::Budget => {
                 let block = self.soft.cache.block(site.block);
@@ -464,6 +504,8 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
+        let block = self.soft.cache.block(site.block);
+        self.soft.probe.rewind(block, usize::from(site.index));
         self.cpu.rip = self
             .env()
             .core
@@ -504,6 +546,8 @@ impl Engine {
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
             self.owed = None;
+            let block = self.soft.cache.block(site.block);
+            self.soft.probe.rewind(block, usize::from(site.index));
             if counted {
                 self.add_steps(-1);
             }

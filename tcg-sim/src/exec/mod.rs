@@ -2,7 +2,7 @@
 
 mod access;
 mod bus;
-mod cache;
+pub(crate) mod cache;
 mod engine;
 mod fpu;
 mod frames;

@@ -6,6 +6,7 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use crate::instrument::probe::Probe;
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
@@ -50,6 +51,7 @@ pub(crate) struct Soft {
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+    pub(crate) probe: Probe,
 }
 
 /// One page's part of an access.
@@ -75,6 +77,7 @@ impl Soft {
             code_changed: false,
             ram_error: None,
             watched: None,
+            probe: Probe::default(),
         }
     }
 
@@ -146,6 +149,7 @@ impl Soft {
     /// Forgets everything derived from RAM or paging state.
     pub(crate) fn reset(&mut self) {
         self.flush_all();
+        self.probe.clear(&self.cache);
         self.cache.clear();
         self.frames.clear();
     }
@@ -342,6 +346,7 @@ impl Soft {
             offset: (rip % PAGE_BYTES) as u16,
             mode,
             limit,
+            instruments: self.probe.set(),
         };
         match self.cache.find(&key) {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
@@ -374,6 +379,7 @@ impl Soft {
 
     fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
         if !self.cache.has_room() {
+            self.probe.clear(&self.cache);
             self.cache.clear();
             self.frames.clear_code();
             self.flush_branches();
@@ -384,10 +390,12 @@ impl Soft {
             bytes: first,
             second: None,
             in_ram: self.is_ram(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         match self.cache.translate(key, &guest, &mut self.frames) {
             Ok((id, writers)) => {
                 writers.into_iter().for_each(|w| self.revoke(w));
+                self.instrumented(id);
                 Ok(id)
             }
             Err(NoTranslation::TooLong) => Err(Fault::GP0),
@@ -414,13 +422,24 @@ impl Soft {
             bytes: &bytes,
             second: in_ram.then_some(second),
             in_ram,
+            first_slot: self.probe.next_slot(),
         };
         let (id, writers) = self
             .cache
             .translate(key, &guest, &mut self.frames)
             .map_err(|_| Fault::GP0)?;
         writers.into_iter().for_each(|w| self.revoke(w));
+        self.instrumented(id);
         Ok(id)
+    }
+
+    /// Gives a new block the counters that it uses.
+    fn instrumented(&mut self, id: BlockId) {
+        let slots = self.cache.block(id).facts.as_ref().map(|f| f.slots.len());
+        if let Some(slots) = slots {
+            let core = &mut self.spaces[self.current].env.get_mut().core;
+            self.probe.translated(slots as u32, core);
+        }
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.

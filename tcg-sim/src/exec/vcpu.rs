@@ -47,13 +47,18 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
-            Ok(Outcome::RepPartial { done }) => self.rep_iterations += done,
+            Ok(Outcome::RepPartial { done }) => {
+                self.rep_iterations += done;
+                self.soft.probe.iterate(done, None);
+            }
             Ok(_) => {
+                self.soft.probe.retire(None);
                 self.add_steps(1);
                 self.rep_iterations = 0;
             }
             Err(fault) => {
                 self.add_steps(1);
+                self.soft.probe.forget();
                 self.deliver(Event::fault(fault));
             }
         }

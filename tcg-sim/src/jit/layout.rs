@@ -64,7 +64,8 @@ pub(crate) struct Core {
     pub(crate) interrupt_flag: u64,
     /// Direction flag as it stands in RFLAGS (0 or 0x400).
     pub(crate) direction_flag: u64,
-    _spare: u64,
+    /// Host address of the instruments' counters.
+    pub(crate) counters: u64,
     /// `call` and signal-free scratch: nothing may live here.
     _scratch: [u8; 16],
     // Reach of positive eight-bit displacements starts here (offset +4).

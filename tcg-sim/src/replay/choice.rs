@@ -5,10 +5,10 @@
 //! pages of the newest landmark; the one before it goes on collecting what changes since it.
 
 use super::run::Cursor;
+use super::vcpu::ReplayVcpu;
 use machine::ram::{PageBytes, Ram, RamError, WriteObserver};
 use machine::state::CpuState;
 use machine::units::{Gfn, PAGE_BYTES, Position};
-use machine::vcpu::Vcpu;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
@@ -50,13 +50,14 @@ impl Choices {
     pub(super) fn push(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
         (cpu, position, cursor): (CpuState, Position, Cursor),
         max_pages: u64,
     ) -> bool {
         let undo = Arc::new(Undo::default());
         self.touched.extend(ram.begin_epoch(Some(undo.clone())));
         vcpu.arm_write_tracking();
+        vcpu.mark();
         self.stack.push(Choice {
             cpu,
             position,
@@ -67,6 +68,7 @@ impl Choices {
         let full = kept.sum::<usize>() as u64 > max_pages;
         if full {
             self.stack.remove(0);
+            vcpu.settle();
         }
         full
     }
@@ -75,7 +77,7 @@ impl Choices {
     pub(super) fn pop(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
     ) -> Result<Option<Choice>, RamError> {
         let Some(choice) = self.stack.pop() else {
             return Ok(None);
@@ -91,6 +93,7 @@ impl Choices {
         };
         self.touched.extend(ram.begin_epoch(below));
         vcpu.arm_write_tracking();
+        vcpu.go_back();
         Ok(Some(choice))
     }
 

@@ -9,11 +9,12 @@ mod branch;
 mod classify;
 mod memory;
 mod native;
+mod probe;
 mod special;
 mod stack;
 
 use super::asm::{Asm, Host, Mem, Patch};
-use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
+use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
@@ -42,6 +43,8 @@ pub(crate) struct Request<'a> {
     /// Number of the first site.
     pub(crate) first_site: u32,
     pub(crate) decoder_options: u32,
+    /// Number of the first counter that the block may use.
+    pub(crate) first_slot: u32,
 }
 
 /// A finished translation.
@@ -51,6 +54,7 @@ pub(crate) struct Translation {
     pub(crate) insns: Vec<Insn>,
     pub(crate) near: u64,
     pub(crate) chunks: u64,
+    pub(crate) facts: Option<Box<Instrumented>>,
 }
 
 /// Why there is no translation.
@@ -104,6 +108,7 @@ pub(crate) struct Translator<'a> {
     index: u16,
     /// Page offset behind the instruction being emitted.
     next_offset: i64,
+    notes: probe::Notes,
 }
 
 /// Translates a superblock.
@@ -124,6 +129,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         total: decoded.len(),
         index: 0,
         next_offset: 0,
+        notes: probe::Notes::new(request.key.instruments, request.first_slot),
         request,
     };
     let near = translator.emit(&decoded);
@@ -137,6 +143,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         insns: translator.insns,
         near,
         chunks,
+        facts: translator.notes.finish(),
     })
 }
 
@@ -186,6 +193,7 @@ impl Translator<'_> {
         if !self.one_step {
             self.emit_budget_check();
         }
+        self.note_entry();
         let mut flow = Flow::Next;
         for (index, (instruction, class)) in decoded.iter().enumerate() {
             self.index = index as u16;
@@ -195,10 +203,11 @@ impl Translator<'_> {
                 length: instruction.len() as u8,
                 host: self.asm.offset() as u32,
             });
+            self.note_insn(instruction);
             flow = self.emit_one(instruction, *class);
         }
         if flow == Flow::Next {
-            self.emit_goto(self.next_offset);
+            self.emit_goto(self.next_offset, false);
         }
         self.emit_tails();
         near
@@ -268,7 +277,7 @@ impl Translator<'_> {
         self.tails.push(Tail::Leave { from, site });
         // A block that ends here is left anyway; what follows is reached only if nothing happened.
         if ends {
-            self.emit_goto(self.next_offset)
+            self.emit_goto(self.next_offset, false)
         }
         if ends { Flow::End } else { Flow::Next }
     }
@@ -311,7 +320,8 @@ impl Translator<'_> {
                     self.asm.bind(from);
                     self.index = index;
                     self.refund(index);
-                    self.emit_goto(target);
+                    self.note_taken();
+                    self.emit_goto(target, true);
                 }
             }
         }
