@@ -15,7 +15,7 @@ mod vcpu;
 mod verify;
 
 pub use engine::{Instrumented, replay_with};
-pub use registers::RegisterDifference;
+pub use registers::{RegisterDifference, differences as register_differences};
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
 use machine::checkpoint::{Checkpoint, CheckpointSource, StoreError};

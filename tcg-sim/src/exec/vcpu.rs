@@ -47,10 +47,14 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
+<<<<<<< HEAD
             Ok(Outcome::RepPartial { done }) => {
                 self.rep_iterations += done;
                 self.soft.probe.iterate(done, None);
             }
+=======
+            Ok(Outcome::RepPartial { done }) => self.iterated(done),
+>>>>>>> main
             Ok(_) => {
                 self.soft.probe.retire(None);
                 self.add_steps(1);
