@@ -118,16 +118,11 @@ impl Engine {
                 return Ok(exit(Exit::TimestampRead));
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
-<<<<<<< HEAD
             Outcome::PortWrite { retired: false, .. } => {
-                self.rep_iterations += 1;
                 self.soft.probe.iterate(1, None);
+                self.iterated(1);
             }
             _ => self.retire(Branch::of(instruction)),
-=======
-            Outcome::PortWrite { retired: false, .. } => self.iterated(1),
-            _ => self.retire(),
->>>>>>> main
         }
         if let Outcome::AddressSpace { .. } = outcome {
             self.soft.switch_space(self.cpu.cr3);
@@ -168,10 +163,6 @@ impl Engine {
         })
     }
 
-<<<<<<< HEAD
-    fn retire(&mut self, branch: Option<Branch>) {
-        self.soft.probe.retire(branch);
-=======
     /// A REP string instruction goes on at the next boundary. RF says so, as in hardware (SDM vol. 3,
     /// 17.3.1.1): an interrupt there pushes it, and no instruction breakpoint is hit there. So the
     /// saved registers alone, without a position, tell such a place from the start of the instruction.
@@ -180,8 +171,8 @@ impl Engine {
         self.cpu.rflags |= rflags::RF;
     }
 
-    fn retire(&mut self) {
->>>>>>> main
+    fn retire(&mut self, branch: Option<Branch>) {
+        self.soft.probe.retire(branch);
         self.add_steps(1);
         self.rep_iterations = 0;
         self.retired = true;

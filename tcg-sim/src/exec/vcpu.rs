@@ -47,14 +47,10 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
-<<<<<<< HEAD
             Ok(Outcome::RepPartial { done }) => {
-                self.rep_iterations += done;
                 self.soft.probe.iterate(done, None);
+                self.iterated(done);
             }
-=======
-            Ok(Outcome::RepPartial { done }) => self.iterated(done),
->>>>>>> main
             Ok(_) => {
                 self.soft.probe.retire(None);
                 self.add_steps(1);
