@@ -12,9 +12,10 @@ use replay_log::RecordingId;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
 use simuboost_tests::recording::{Machine, TestBus};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tcg_sim::instrument::{Counts, Instruments};
 use tcg_sim::replay::{Instrumented, Interval, Limits, Outcome, replay_with};
+use tcg_sim::trace::{Chunk, Item};
 use tcg_sim::{Engine, EngineOptions};
 
 fn engine(ram: Arc<Ram>, options: EngineOptions) -> Engine {
@@ -136,8 +137,75 @@ fn counts_are_the_same_in_all_ways_of_running() {
     assert_eq!(exceptions, 0, "{total:?}");
 }
 
+/// The trace of an interval, and what was counted at the same time.
+fn trace(
+    source: &Arc<dyn CheckpointSource>,
+    interval: &Interval,
+    options: EngineOptions,
+) -> (Vec<Chunk>, Instrumented) {
+    let chunks = Arc::new(Mutex::new(Vec::new()));
+    let instruments = Instruments::none()
+        .with_counts()
+        .with_memory_trace(Box::new(chunks.clone()));
+    let result = replay(source, interval, options, instruments);
+    let chunks = std::mem::take(&mut *chunks.lock().expect("no panic under the lock"));
+    (chunks, result)
+}
+
+fn items(chunks: &[Chunk]) -> impl Iterator<Item = Item> {
+    chunks.iter().flat_map(|chunk| chunk.items())
+}
+
+fn fold(chunks: &[Chunk]) -> Counts {
+    let mut counts = Counts::default();
+    items(chunks).for_each(|item| item.count(&mut counts));
+    counts
+}
+
+fn assert_equal_traces(left: &[Chunk], right: &[Chunk], what: &str) {
+    let mut before = std::collections::VecDeque::new();
+    let (mut left, mut right) = (items(left), items(right));
+    loop {
+        let pair = (left.next(), right.next());
+        assert_eq!(pair.0, pair.1, "{what}; before: {before:#?}");
+        let (Some(item), _) = pair else { return };
+        before.push_back(item);
+        if before.len() > 6 {
+            before.pop_front();
+        }
+    }
+}
+
 #[test]
-fn what_was_counted_on_wrong_ways_to_a_landmark_does_not_count() {
+fn traces_are_the_same_in_all_ways_of_running_and_agree_with_counts() {
+    let mut accesses = 0;
+    for seed in 0..30 {
+        let source = record(seed, Positions::Count);
+        for interval in intervals(&source) {
+            let what = format!("guest {seed}, interval {}", interval.number);
+            let traces = ways().map(|options| {
+                let (chunks, result) = trace(&source, &interval, options);
+                let counts = result.counts.expect("counts were asked for");
+                assert_eq!(fold(&chunks), counts, "{what}");
+                let start = interval.start_position();
+                let end = *result.report.resolved.last().expect("the end is resolved");
+                assert_eq!(chunks.first().expect("steps").start(), start, "{what}");
+                assert_eq!(chunks.last().expect("steps").end(), end, "{what}");
+                for pair in chunks.windows(2) {
+                    assert_eq!(pair[0].end(), pair[1].start(), "{what}");
+                }
+                chunks
+            });
+            assert_equal_traces(&traces[0], &traces[1], &format!("{what}: normal blocks"));
+            assert_equal_traces(&traces[0], &traces[2], &format!("{what}: few translations"));
+            accesses += traces[0].iter().map(Chunk::accesses).sum::<u64>();
+        }
+    }
+    assert!(accesses > 100_000, "{accesses}");
+}
+
+#[test]
+fn what_was_learned_on_wrong_ways_to_a_landmark_does_not_count() {
     let mut backtracks = 0;
     for seed in 0..60 {
         let kicks = Kicks::Random {
@@ -147,12 +215,12 @@ fn what_was_counted_on_wrong_ways_to_a_landmark_does_not_count() {
         let source = record(seed, Positions::Landmark(kicks));
         for interval in intervals(&source) {
             let [_, normal, _] = ways();
-            let counts = || Instruments::none().with_counts();
-            let searched = replay(&source, &interval, normal.clone(), counts());
+            let (chunks, searched) = trace(&source, &interval, normal.clone());
             backtracks += searched.report.search.backtracks;
             let known = interval.with_positions(&searched.report.resolved);
-            let again = replay(&source, &known, normal, counts());
+            let (expected, again) = trace(&source, &known, normal);
             assert_eq!(searched.counts, again.counts, "guest {seed}");
+            assert_equal_traces(&expected, &chunks, &format!("guest {seed}"));
         }
     }
     assert!(backtracks > 0, "no landmark was wrong at first");

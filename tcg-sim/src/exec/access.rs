@@ -84,7 +84,9 @@ impl Engine {
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
-            self.note(va, access);
+            let bytes = usize::from(access.bytes);
+            let gpa = mapping.gpa;
+            self.note(va, access, Piece { gpa, bytes }, None);
         } else {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
@@ -123,7 +125,7 @@ impl Engine {
                 .read_piece(second.gpa, &mut bytes[first.bytes..total]);
         }
         self.watch(va, total as u64, access.write);
-        self.note(va, access);
+        self.note(va, access, first, second);
         if access.write {
             self.owed = Some(Owed {
                 first,
@@ -156,9 +158,11 @@ impl Engine {
     }
 
     /// Notes an access of an instruction that runs alone.
-    fn note(&mut self, va: u64, access: MemoryAccess) {
+    fn note(&mut self, va: u64, access: MemoryAccess, first: Piece, second: Option<Piece>) {
         self.soft.probe.note(Noted {
             va,
+            gpa: first.gpa.0,
+            second: second.map(|piece| piece.gpa.0),
             bytes: access.bytes.into(),
             direction: AccessFact::of(access).direction,
             system: false,

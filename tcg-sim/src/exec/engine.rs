@@ -10,13 +10,14 @@ use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
 use crate::jit::mode::Mode;
 use crate::mmu::is_canonical;
-use crate::sys::{self, Event, EventKind, Fault, Vendor, vector};
+use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -192,28 +193,38 @@ impl Engine {
     /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
     /// cannot notice.
     pub fn set_instruments(&mut self, instruments: Instruments) {
-        self.soft.probe.choose(instruments, &self.soft.cache);
+        let (position, cr3) = (self.here(), self.cpu.cr3);
+        self.soft.probed().choose(instruments, position, cr3);
         self.soft.flush_branches();
     }
 
     /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
     pub fn counts(&mut self) -> Counts {
-        self.soft.probe.counts(&self.soft.cache)
+        self.soft.probed().counts()
+    }
+
+    /// Completes the memory trace, if there is one; counts go on.
+    ///
+    /// # Errors
+    /// What the sink of the trace says.
+    pub fn finish_trace(&mut self) -> io::Result<()> {
+        let position = self.here();
+        self.soft.probed().finish(position)
     }
 
     /// Notes that the run may come back to here.
     pub(crate) fn mark_instruments(&mut self) {
-        self.soft.probe.mark(&self.soft.cache);
+        self.soft.probed().mark();
     }
 
     /// Forgets what was learned since the last mark, and the mark.
     pub(crate) fn rewind_instruments(&mut self) {
-        self.soft.probe.go_back(&self.soft.cache);
+        self.soft.probed().go_back();
     }
 
     /// Forgets the oldest mark.
     pub(crate) fn settle_instruments(&mut self) {
-        self.soft.probe.settle();
+        self.soft.probed().settle();
     }
 
     pub(super) fn env(&mut self) -> &mut Env {
@@ -282,10 +293,10 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
         if alive {
-            let exception = !matches!(event.kind, EventKind::External { .. });
-            self.soft.probe.deliver(exception);
+            self.soft.probed().deliver(&event);
         }
         self.cpu.shadow = Shadow::None;
         self.push();
@@ -297,7 +308,6 @@ impl Engine {
     pub(super) fn deliver_fault(&mut self, fault: Fault) -> Left {
         self.pull();
         self.add_steps(1);
-        self.soft.probe.forget();
         if self.deliver(Event::fault(fault)) {
             Left::Boundary
         } else {
@@ -317,6 +327,10 @@ impl Engine {
                 address,
                 source: Box::new(source),
             });
+        }
+        if let Some(source) = self.soft.probe.failure() {
+            let operation = "keeping the memory trace";
+            return Err(VcpuError::Host { operation, source });
         }
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
@@ -380,13 +394,14 @@ impl Engine {
 
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
+        let allowed = self.soft.probed().allow(steps);
         if steps == 0 || self.stepping_needed() {
             self.set_budget(steps.max(1));
             return self.step_one(rep_limit);
         }
         // A shadow ends after one instruction, and what it hid must be seen then.
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
-        self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
+        self.set_budget(if shadowed { 1 } else { allowed.min(QUANTUM) });
         let (shadow, resume_flag, start) =
             (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.here());
         self.cpu.shadow = Shadow::None;
@@ -419,6 +434,7 @@ impl Engine {
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
         self.env().core.resume = near;
+        self.soft.probed().page(page_base);
         loop {
             self.soft.code_changed = false;
             self.enter();
@@ -435,6 +451,7 @@ impl Engine {
                     };
                     let near = self.soft.cache.block(block).near;
                     self.env().core.page_base = rip & !0xfff;
+                    self.soft.probed().page(rip & !0xfff);
                     self.env().core.resume = near;
                 }
                 Next::Left(left) => return Ok(left),
@@ -504,8 +521,8 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
-        let block = self.soft.cache.block(site.block);
-        self.soft.probe.rewind(block, usize::from(site.index));
+        let index = usize::from(site.index);
+        self.soft.probed().rewind(site.block, index);
         self.cpu.rip = self
             .env()
             .core
@@ -546,8 +563,7 @@ impl Engine {
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
             self.owed = None;
-            let block = self.soft.cache.block(site.block);
-            self.soft.probe.rewind(block, usize::from(site.index));
+            self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
             }

@@ -6,7 +6,7 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
-use crate::instrument::probe::Probe;
+use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
@@ -81,6 +81,15 @@ impl Soft {
         }
     }
 
+    /// The instruments with what they work on.
+    pub(crate) fn probed(&mut self) -> Probed<'_> {
+        Probed {
+            probe: &mut self.probe,
+            cache: &self.cache,
+            core: &mut self.spaces[self.current].env.get_mut().core,
+        }
+    }
+
     pub(crate) fn env(&mut self) -> &mut Env {
         self.spaces[self.current].env.get_mut()
     }
@@ -99,6 +108,7 @@ impl Soft {
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
+        self.probed().space(cr3);
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
         let next = found.unwrap_or_else(|| self.replace_space(cr3));
@@ -149,7 +159,7 @@ impl Soft {
     /// Forgets everything derived from RAM or paging state.
     pub(crate) fn reset(&mut self) {
         self.flush_all();
-        self.probe.clear(&self.cache);
+        self.probed().clear();
         self.cache.clear();
         self.frames.clear();
     }
@@ -285,6 +295,7 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -379,7 +390,7 @@ impl Soft {
 
     fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
         if !self.cache.has_room() {
-            self.probe.clear(&self.cache);
+            self.probed().clear();
             self.cache.clear();
             self.frames.clear_code();
             self.flush_branches();
@@ -437,8 +448,7 @@ impl Soft {
     fn instrumented(&mut self, id: BlockId) {
         let slots = self.cache.block(id).facts.as_ref().map(|f| f.slots.len());
         if let Some(slots) = slots {
-            let core = &mut self.spaces[self.current].env.get_mut().core;
-            self.probe.translated(slots as u32, core);
+            self.probed().translated(slots);
         }
     }
 

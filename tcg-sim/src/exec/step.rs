@@ -31,7 +31,7 @@ impl Engine {
         self.counters.executed_in_rust += 1;
         self.rewind(site);
         self.pull();
-        self.soft.probe.begin(self.cpu.cpl());
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let block = self.soft.cache.block(site.block);
         let unused = block.insns.len() as i64 - i64::from(site.index);
         let alone = block.key.mode.is_one_step();
@@ -46,9 +46,9 @@ impl Engine {
         if outcome == Outcome::Next && !alone && self.may_resume(site) {
             self.rep_iterations = 0;
             self.push();
-            let block = self.soft.cache.block(site.block);
-            self.soft.probe.retire(Branch::of(&instruction));
-            self.soft.probe.resume(block, usize::from(site.index) + 1);
+            self.soft.probed().retire(Branch::of(&instruction));
+            let next = usize::from(site.index) + 1;
+            self.soft.probed().resume(site.block, next);
             self.add_steps(unused);
             return Ok(Next::Resume(resume));
         }
@@ -119,7 +119,7 @@ impl Engine {
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
             Outcome::PortWrite { retired: false, .. } => {
-                self.soft.probe.iterate(1, None);
+                self.soft.probed().iterate(1, None);
                 self.iterated(1);
             }
             _ => self.retire(Branch::of(instruction)),
@@ -172,7 +172,7 @@ impl Engine {
     }
 
     fn retire(&mut self, branch: Option<Branch>) {
-        self.soft.probe.retire(branch);
+        self.soft.probed().retire(branch);
         self.add_steps(1);
         self.rep_iterations = 0;
         self.retired = true;
@@ -227,7 +227,7 @@ impl Engine {
             Ok(block) => block,
             Err(fault) => return Ok(self.deliver_fault(fault)),
         };
-        self.soft.probe.begin(self.cpu.cpl());
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let page_base = self.cpu.rip & !0xfff;
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;

@@ -48,17 +48,16 @@ impl Vcpu for Engine {
         };
         match outcome {
             Ok(Outcome::RepPartial { done }) => {
-                self.soft.probe.iterate(done, None);
+                self.soft.probed().iterate(done, None);
                 self.iterated(done);
             }
             Ok(_) => {
-                self.soft.probe.retire(None);
+                self.soft.probed().retire(None);
                 self.add_steps(1);
                 self.rep_iterations = 0;
             }
             Err(fault) => {
                 self.add_steps(1);
-                self.soft.probe.forget();
                 self.deliver(Event::fault(fault));
             }
         }
@@ -125,6 +124,7 @@ impl Vcpu for Engine {
         self.env().core.budget = 0;
         self.deadline = position.steps.0;
         self.rep_iterations = position.rep_iterations;
+        self.soft.probed().moved(position, state.cr3);
         Ok(())
     }
 

@@ -12,14 +12,18 @@
 
 mod counts;
 pub(crate) mod facts;
+pub(crate) mod memory;
 pub(crate) mod probe;
 
 pub use counts::{Accesses, Counts};
 
+use crate::trace::MemorySink;
+
 /// What an engine is to learn.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Instruments {
     count: bool,
+    memory: Option<Box<dyn MemorySink>>,
 }
 
 impl Instruments {
@@ -40,8 +44,17 @@ impl Instruments {
         self.count
     }
 
+    /// Every access to memory as well, which goes to `sink`.
+    #[must_use]
+    pub fn with_memory_trace(mut self, sink: Box<dyn MemorySink>) -> Self {
+        self.memory = Some(sink);
+        self
+    }
+
     pub(crate) fn set(&self) -> InstrumentSet {
-        InstrumentSet(u8::from(self.count) * InstrumentSet::COUNT.0)
+        let count = u8::from(self.count) * InstrumentSet::COUNT.0;
+        let memory = u8::from(self.memory.is_some()) * InstrumentSet::MEMORY.0;
+        InstrumentSet(count | memory)
     }
 }
 
@@ -51,6 +64,7 @@ pub(crate) struct InstrumentSet(u8);
 
 impl InstrumentSet {
     pub(crate) const COUNT: Self = Self(1);
+    pub(crate) const MEMORY: Self = Self(2);
 
     /// Whether all of `other` are in it.
     pub(crate) fn contains(self, other: Self) -> bool {

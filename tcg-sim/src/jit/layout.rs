@@ -122,6 +122,8 @@ pub(crate) struct Core {
     pub(crate) bit_mask64: u64,
     /// All arithmetic flags of a host RFLAGS image.
     pub(crate) oszapc_mask: u64,
+    /// Where the memory trace goes on.
+    pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.
     pub(crate) bounce: Bounce,
     pub(crate) xmm: [u128; 16],

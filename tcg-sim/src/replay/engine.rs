@@ -57,6 +57,11 @@ pub fn replay_with(
     let counted = instruments.counts();
     engine.set_instruments(instruments);
     let report = replay(engine, ram, interval, source, limits)?;
+    let finished = engine.finish_trace();
+    finished.map_err(|source| VcpuError::Host {
+        operation: "completing the memory trace",
+        source,
+    })?;
     Ok(Instrumented {
         report,
         counts: counted.then(|| engine.counts()),

@@ -20,6 +20,7 @@ impl Translator<'_> {
     /// Goes on at a page-relative address: linked within the page, looked up across pages, since
     /// which code is there depends on the page tables. `taken`: by a conditional branch.
     pub(super) fn emit_goto(&mut self, target: i64, taken: bool) {
+        self.note_exit(taken);
         if self.one_step {
             let from = self.asm.jmp();
             let site = self.new_site(SiteKind::Goto {
@@ -46,12 +47,17 @@ impl Translator<'_> {
                     self.asm.lea(T0, Mem::sum(T0, T1, 0));
                 }
             }
-            self.emit_indirect(0);
+            self.emit_lookup(0);
         }
     }
 
     /// Goes on at the guest-linear address in T0 through the indirect-branch cache.
     pub(super) fn emit_indirect(&mut self, undo_rsp: i32) {
+        self.note_exit(false);
+        self.emit_lookup(undo_rsp);
+    }
+
+    fn emit_lookup(&mut self, undo_rsp: i32) {
         let site = self.new_site(SiteKind::Indirect { undo_rsp });
         if self.one_step {
             let from = self.asm.jmp();

@@ -139,7 +139,7 @@ impl Translator<'_> {
     /// host address `register + T1`. Clobbers RCX; on the slow path T0 as well.
     pub(super) fn check(&mut self, address: Address, access: MemoryAccess) {
         self.emit_check(address, access);
-        self.note_access(access);
+        self.note_access(address, access);
     }
 
     fn emit_check(&mut self, address: Address, access: MemoryAccess) {

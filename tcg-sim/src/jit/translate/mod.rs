@@ -189,6 +189,7 @@ impl Translator<'_> {
         self.asm
             .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
         self.asm.store(Mem::env(disp!(page_base)), T0);
+        self.note_page();
         let near = self.host_here();
         if !self.one_step {
             self.emit_budget_check();
