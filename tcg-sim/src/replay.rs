@@ -14,6 +14,7 @@ mod run;
 mod vcpu;
 mod verify;
 
+pub use engine::{Instrumented, replay_with};
 pub use registers::{RegisterDifference, differences as register_differences};
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 

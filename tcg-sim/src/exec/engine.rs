@@ -5,6 +5,7 @@ use super::arrive::Search;
 use super::cache::CodeCache;
 use super::soft::Soft;
 use super::traps;
+use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
@@ -17,6 +18,7 @@ use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -192,6 +194,43 @@ impl Engine {
         self.soft.reset();
     }
 
+    /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
+    /// cannot notice.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        let (position, cr3) = (self.here(), self.cpu.cr3);
+        self.soft.probed().choose(instruments, position, cr3);
+        self.soft.flush_branches();
+    }
+
+    /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
+    pub fn counts(&mut self) -> Counts {
+        self.soft.probed().counts()
+    }
+
+    /// Completes the memory trace, if there is one; counts go on.
+    ///
+    /// # Errors
+    /// What the sink of the trace says.
+    pub fn finish_trace(&mut self) -> io::Result<()> {
+        let position = self.here();
+        self.soft.probed().finish(position)
+    }
+
+    /// Notes that the run may come back to here.
+    pub(crate) fn mark_instruments(&mut self) {
+        self.soft.probed().mark();
+    }
+
+    /// Forgets what was learned since the last mark, and the mark.
+    pub(crate) fn rewind_instruments(&mut self) {
+        self.soft.probed().go_back();
+    }
+
+    /// Forgets the oldest mark.
+    pub(crate) fn settle_instruments(&mut self) {
+        self.soft.probed().settle();
+    }
+
     pub(super) fn env(&mut self) -> &mut Env {
         self.soft.env()
     }
@@ -256,7 +295,11 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
+        if alive {
+            self.soft.probed().deliver(&event);
+        }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
@@ -286,6 +329,10 @@ impl Engine {
                 address,
                 source: Box::new(source),
             });
+        }
+        if let Some(source) = self.soft.probe.failure() {
+            let operation = "keeping the memory trace";
+            return Err(VcpuError::Host { operation, source });
         }
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
@@ -349,13 +396,14 @@ impl Engine {
 
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
+        let allowed = self.soft.probed().allow(steps);
         if steps == 0 || self.stepping_needed() {
             self.set_budget(steps.max(1));
             return self.step_one(rep_limit);
         }
         // A shadow ends after one instruction, and what it hid must be seen then.
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
-        self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
+        self.set_budget(if shadowed { 1 } else { allowed.min(QUANTUM) });
         let (shadow, resume_flag, start) =
             (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.here());
         self.cpu.shadow = Shadow::None;
@@ -388,6 +436,7 @@ impl Engine {
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
         self.env().core.resume = near;
+        self.soft.probed().page(page_base);
         loop {
             self.soft.code_changed = false;
             self.enter();
@@ -405,6 +454,7 @@ impl Engine {
                     };
                     let near = self.soft.cache.block(block).near;
                     self.env().core.page_base = rip & !0xfff;
+                    self.soft.probed().page(rip & !0xfff);
                     self.env().core.resume = near;
                 }
                 Next::Left(left) => return Ok(left),
@@ -444,7 +494,14 @@ impl Engine {
                 instruction,
                 resume,
             } => self.handle_execute(site, &instruction, resume),
-            SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
+            SiteKind::Goto {
+                target,
+                link,
+                taken,
+            } => {
+                self.soft.probe.note_taken(taken);
+                Ok(self.handle_goto(target, link))
+            }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
             SiteKind::Stop { resume } => {
                 let offset = self.soft.cache.block(site.block).key.offset;
@@ -475,6 +532,8 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
+        let index = usize::from(site.index);
+        self.soft.probed().rewind(site.block, index);
         self.cpu.rip = self
             .env()
             .core
@@ -518,6 +577,7 @@ impl Engine {
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
             self.owed = None;
+            self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
             }

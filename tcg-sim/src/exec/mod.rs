@@ -3,7 +3,7 @@
 mod access;
 mod arrive;
 mod bus;
-mod cache;
+pub(crate) mod cache;
 mod engine;
 mod fpu;
 mod frames;

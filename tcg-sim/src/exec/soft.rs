@@ -6,6 +6,7 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
@@ -73,6 +74,7 @@ pub(crate) struct Soft {
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
     /// Where blocks end early, because a state is looked for there.
     watch: Watch,
+    pub(crate) probe: Probe,
 }
 
 /// One page's part of an access.
@@ -99,6 +101,16 @@ impl Soft {
             ram_error: None,
             watched: None,
             watch: Watch::default(),
+            probe: Probe::default(),
+        }
+    }
+
+    /// The instruments with what they work on.
+    pub(crate) fn probed(&mut self) -> Probed<'_> {
+        Probed {
+            probe: &mut self.probe,
+            cache: &self.cache,
+            core: &mut self.spaces[self.current].env.get_mut().core,
         }
     }
 
@@ -120,6 +132,7 @@ impl Soft {
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
+        self.probed().space(cr3);
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
         let next = found.unwrap_or_else(|| self.replace_space(cr3));
@@ -170,6 +183,7 @@ impl Soft {
     /// Forgets everything derived from RAM or paging state.
     pub(crate) fn reset(&mut self) {
         self.flush_all();
+        self.probed().clear();
         self.cache.clear();
         self.frames.clear();
     }
@@ -305,6 +319,7 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -369,6 +384,7 @@ impl Soft {
             offset: (rip % PAGE_BYTES) as u16,
             mode,
             limit,
+            instruments: self.probe.set(),
         };
         match self.cache.find(&key) {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
@@ -422,6 +438,7 @@ impl Soft {
 
     fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
         if !self.cache.has_room() {
+            self.probed().clear();
             self.cache.clear();
             self.frames.clear_code();
             self.flush_branches();
@@ -433,10 +450,12 @@ impl Soft {
             second: None,
             in_ram: self.is_ram(key.gfn),
             stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         match self.cache.translate(key, &guest, &mut self.frames) {
             Ok((id, writers)) => {
                 writers.into_iter().for_each(|w| self.revoke(w));
+                self.instrumented(id);
                 Ok(id)
             }
             Err(NoTranslation::TooLong) => Err(Fault::GP0),
@@ -464,13 +483,23 @@ impl Soft {
             second: in_ram.then_some(second),
             in_ram,
             stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         let (id, writers) = self
             .cache
             .translate(key, &guest, &mut self.frames)
             .map_err(|_| Fault::GP0)?;
         writers.into_iter().for_each(|w| self.revoke(w));
+        self.instrumented(id);
         Ok(id)
+    }
+
+    /// Gives a new block the counters that it uses.
+    fn instrumented(&mut self, id: BlockId) {
+        let slots = self.cache.block(id).facts.as_ref().map(|f| f.slots.len());
+        if let Some(slots) = slots {
+            self.probed().translated(slots);
+        }
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.

@@ -46,8 +46,12 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
-            Ok(Outcome::RepPartial { done }) => self.iterated(done),
+            Ok(Outcome::RepPartial { done }) => {
+                self.soft.probed().iterate(done, None);
+                self.iterated(done);
+            }
             Ok(_) => {
+                self.soft.probed().retire(None);
                 self.add_steps(1);
                 self.rep_iterations = 0;
             }
@@ -144,5 +148,6 @@ impl Engine {
         self.env().core.budget = 0;
         self.deadline = position.steps.0;
         self.rep_iterations = position.rep_iterations;
+        self.soft.probed().moved(position, state.cr3);
     }
 }

@@ -66,7 +66,8 @@ pub(crate) struct Core {
     pub(crate) interrupt_flag: u64,
     /// Direction flag as it stands in RFLAGS (0 or 0x400).
     pub(crate) direction_flag: u64,
-    _spare: u64,
+    /// Host address of the instruments' counters.
+    pub(crate) counters: u64,
     /// `call` and signal-free scratch: nothing may live here.
     _scratch: [u8; 16],
     // Reach of positive eight-bit displacements starts here (offset +4).
@@ -127,6 +128,8 @@ pub(crate) struct Core {
     pub(crate) stop_page: u64,
     /// Negated general-purpose registers of that state, in encoding order.
     pub(crate) stop_gpr: [u64; 16],
+    /// Where the memory trace goes on.
+    pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.
     pub(crate) bounce: Bounce,
     pub(crate) xmm: [u128; 16],

@@ -5,10 +5,10 @@
 //! pages of the newest landmark; the one before it goes on collecting what changes since it.
 
 use super::run::Cursor;
+use super::vcpu::ReplayVcpu;
 use machine::ram::{PageBytes, Ram, RamError, WriteObserver};
 use machine::state::CpuState;
 use machine::units::{Gfn, PAGE_BYTES, Position};
-use machine::vcpu::Vcpu;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
@@ -58,13 +58,14 @@ impl Choices {
     pub(super) fn push(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
         (cpu, position, cursor): (CpuState, Position, Cursor),
         max_pages: u64,
     ) -> u64 {
         let undo = Arc::new(Undo::default());
         self.touched.extend(ram.begin_epoch(Some(undo.clone())));
         vcpu.arm_write_tracking();
+        vcpu.mark();
         self.kept_below += self.stack.back().map_or(0, Choice::pages);
         self.stack.push_back(Choice {
             cpu,
@@ -76,6 +77,7 @@ impl Choices {
         while self.kept_below > max_pages {
             self.kept_below -= self.stack.pop_front().map_or(0, |choice| choice.pages());
             settled += 1;
+            vcpu.settle();
         }
         settled
     }
@@ -84,7 +86,7 @@ impl Choices {
     pub(super) fn pop(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
     ) -> Result<Option<Choice>, RamError> {
         let Some(choice) = self.stack.pop_back() else {
             return Ok(None);
@@ -101,6 +103,7 @@ impl Choices {
         };
         self.touched.extend(ram.begin_epoch(below));
         vcpu.arm_write_tracking();
+        vcpu.go_back();
         Ok(Some(choice))
     }
 

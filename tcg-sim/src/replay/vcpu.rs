@@ -47,6 +47,16 @@ pub trait ReplayVcpu: Vcpu {
     fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
         self.load(state, position)
     }
+
+    /// Replay may come back to here ([`ReplayVcpu::go_back`]): what instruments have learned so far
+    /// is kept apart.
+    fn mark(&mut self) {}
+
+    /// What instruments have learned since the last mark that is left is void, and the mark with it.
+    fn go_back(&mut self) {}
+
+    /// Replay will not come back to the oldest mark.
+    fn settle(&mut self) {}
 }
 
 /// [`ReplayVcpu::run_to_arrival`] for any vCPU that counts, one step or iteration at a time.
