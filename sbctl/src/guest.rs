@@ -116,7 +116,7 @@ impl GuestArguments {
             },
         )
         .with_context(|| format!("cannot load {}", self.kernel.display()))?;
-        let cpuid = CpuidTable::x86_64_v2();
+        let cpuid = CpuidTable::of_host();
         let mut vcpu = match self.accel {
             Accel::Auto | Accel::Engine => {
                 Engine::new(ram.clone(), cpuid, EngineOptions::default())?
