@@ -48,6 +48,11 @@ impl Pauses {
         sorted.get(index).copied().unwrap_or_default()
     }
 
+    /// All together.
+    pub fn total(&self) -> Duration {
+        self.0.iter().sum()
+    }
+
     /// The longest.
     pub fn max(&self) -> Duration {
         self.percentile(100)

@@ -14,7 +14,7 @@ mod run;
 mod vcpu;
 mod verify;
 
-pub use registers::RegisterDifference;
+pub use registers::{RegisterDifference, differences as register_differences};
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
 use machine::checkpoint::{Checkpoint, CheckpointSource, StoreError};

@@ -355,11 +355,11 @@ impl Engine {
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
         self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
         let (shadow, resume_flag, start) =
-            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.steps());
+            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.here());
         self.cpu.shadow = Shadow::None;
         self.cpu.rflags &= !rflags::RF;
         let left = self.run_blocks()?;
-        if self.steps() == start && matches!(left, Left::Boundary) {
+        if self.here() == start && matches!(left, Left::Boundary) {
             // Nothing ran: both still hold.
             self.cpu.shadow = shadow;
             self.cpu.rflags |= resume_flag;

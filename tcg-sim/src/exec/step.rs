@@ -100,7 +100,7 @@ impl Engine {
     /// Accounts for what an instruction did and decides how the run goes on.
     fn finish(&mut self, instruction: &Instruction, outcome: Outcome) -> Result<Next, VcpuError> {
         match outcome {
-            Outcome::RepPartial { done } => self.rep_iterations += done,
+            Outcome::RepPartial { done } => self.iterated(done),
             Outcome::PortRead { port, size } => {
                 self.pending = Some(PendingRead::Port(*instruction));
                 return Ok(exit(Exit::PortRead {
@@ -113,7 +113,7 @@ impl Engine {
                 return Ok(exit(Exit::TimestampRead));
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
-            Outcome::PortWrite { retired: false, .. } => self.rep_iterations += 1,
+            Outcome::PortWrite { retired: false, .. } => self.iterated(1),
             _ => self.retire(),
         }
         if let Outcome::AddressSpace { .. } = outcome {
@@ -153,6 +153,14 @@ impl Engine {
         } else {
             Next::Left(Left::Boundary)
         })
+    }
+
+    /// A REP string instruction goes on at the next boundary. RF says so, as in hardware (SDM vol. 3,
+    /// 17.3.1.1): an interrupt there pushes it, and no instruction breakpoint is hit there. So the
+    /// saved registers alone, without a position, tell such a place from the start of the instruction.
+    pub(super) fn iterated(&mut self, iterations: u64) {
+        self.rep_iterations += iterations;
+        self.cpu.rflags |= rflags::RF;
     }
 
     fn retire(&mut self) {

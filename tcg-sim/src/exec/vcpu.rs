@@ -47,7 +47,7 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
-            Ok(Outcome::RepPartial { done }) => self.rep_iterations += done,
+            Ok(Outcome::RepPartial { done }) => self.iterated(done),
             Ok(_) => {
                 self.add_steps(1);
                 self.rep_iterations = 0;
