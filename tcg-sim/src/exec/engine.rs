@@ -13,7 +13,7 @@ use crate::jit::mode::Mode;
 use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
-use machine::cpuid::CpuidTable;
+use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
@@ -142,7 +142,7 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = host_vendor();
+        let vendor = vendor_of(&cpuid);
         let decoder_options = if vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
@@ -667,12 +667,11 @@ impl Soft {
     }
 }
 
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // "GenuineIntel" and the designs derived from it; all others follow AMD.
-    if leaf.ebx == 0x756e_6547 {
-        Vendor::Intel
-    } else {
-        Vendor::Amd
+/// Whose rules hold for guests with this table: those of the maker it names. A table that names none
+/// that is known gets the host's, as its undefined results are the host's anyway.
+fn vendor_of(table: &CpuidTable) -> Vendor {
+    match table.maker().unwrap_or_else(Maker::of_host) {
+        Maker::Intel => Vendor::Intel,
+        Maker::Amd => Vendor::Amd,
     }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules the host follows where vendors differ.
+    /// Whose rules hold where vendors differ.
     pub(crate) vendor: Vendor,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
