@@ -2,6 +2,8 @@
 
 use super::engine::{Engine, Left, Next};
 use super::soft::Piece;
+use crate::instrument::facts::AccessFact;
+use crate::instrument::probe::Noted;
 use crate::jit::block::{MemoryAccess, Site};
 use crate::mmu::{Access, AccessType, is_canonical};
 use crate::sys::{self, Fault, vector};
@@ -107,6 +109,9 @@ impl Engine {
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
+            let bytes = usize::from(access.bytes);
+            let gpa = mapping.gpa;
+            self.note(va, access, Piece { gpa, bytes }, None);
         } else {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
@@ -118,7 +123,7 @@ impl Engine {
         let checked =
             self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
         let natural = match access.bytes {
-            16 if !access.in_parts() => 1,
+            16 if !access.parts => 1,
             bytes => u64::from(bytes).next_power_of_two().min(8),
         };
         if checked && va & (natural - 1) != 0 {
@@ -139,6 +144,9 @@ impl Engine {
             total = end;
         }
         self.watch(va, total as u64, access.write);
+        if let Some(first) = pieces[0] {
+            self.note(va, access, first, pieces[1].or(pieces[2]));
+        }
         if access.write {
             self.owed = Some(Owed { pieces, offset });
         }
@@ -161,6 +169,18 @@ impl Engine {
             self.soft.write_piece(piece.gpa, now);
             rest = later;
         }
+    }
+
+    /// Notes an access of an instruction that runs alone.
+    fn note(&mut self, va: u64, access: MemoryAccess, first: Piece, second: Option<Piece>) {
+        self.soft.probe.note(Noted {
+            va,
+            gpa: first.gpa.0,
+            second: second.map(|piece| piece.gpa.0),
+            bytes: access.bytes.into(),
+            direction: AccessFact::of(access).direction,
+            system: false,
+        });
     }
 
     /// Compares an access with the data breakpoints.

@@ -77,7 +77,7 @@ impl Engine {
     /// Where the second part of an access is that the processor makes in two, if not right behind the
     /// first: offsets in a segment are as wide as any other address of the instruction.
     pub(super) fn second_part(&mut self, site: Site, va: u64, access: MemoryAccess) -> Option<u64> {
-        if !access.in_parts() {
+        if !access.parts {
             return None;
         }
         let instruction = self.instruction_at(site);

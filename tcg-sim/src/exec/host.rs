@@ -26,14 +26,8 @@ pub(crate) struct X87Rules {
 }
 
 impl HostCpu {
-    /// The rules of the CPU that this program runs on.
-    pub(crate) fn detect() -> Self {
-        // "GenuineIntel"; all others follow AMD.
-        let vendor = if __cpuid(0).ebx == 0x756e_6547 {
-            Vendor::Intel
-        } else {
-            Vendor::Amd
-        };
+    /// The rules of a guest's vendor on the CPU that this program runs on.
+    pub(crate) fn of(vendor: Vendor) -> Self {
         let features = if __cpuid(0).eax >= 7 {
             __cpuid_count(7, 0).ebx
         } else {

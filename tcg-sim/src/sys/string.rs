@@ -5,7 +5,8 @@
 //! operands have inside one page.
 
 use super::context::{Context, Place, mask};
-use super::{Fault, Outcome, Vendor, run};
+use super::{Fault, Outcome, StringOperand, StringRun, Vendor, run};
+use crate::instrument::Direction;
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use machine::state::{Gpr, cr0, rflags};
@@ -208,6 +209,7 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         let n = match chunk(ctx, kind, repeat, shape, budget) {
             0 => {
                 element(ctx, kind, shape)?;
+                ctx.bus.iterated(1, None);
                 1
             }
             n => n,
@@ -335,17 +337,17 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
             return 0;
         }
     }
+    let written = matches!(kind, Kind::Movs | Kind::Stos);
     let mut to = None;
     if uses_destination {
-        let write = matches!(kind, Kind::Movs | Kind::Stos);
         let lowest = shape.lowest(destination, n);
         to = ctx
             .bus
-            .host_run(ctx.cpu, lowest, bytes, write)
+            .host_run(ctx.cpu, lowest, bytes, written)
             .ok()
             .flatten();
         let length = ctx.instr.len();
-        let rewrites = write && ctx.bus.hits_instruction(ctx.cpu, lowest, bytes, length);
+        let rewrites = written && ctx.bus.hits_instruction(ctx.cpu, lowest, bytes, length);
         if to.is_none() || rewrites {
             return 0;
         }
@@ -356,6 +358,24 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
         backward: shape.backward,
     };
     let done = perform(ctx, kind, repeat, elements, (from, to));
+    let operand = |va, direction| StringOperand {
+        va,
+        bytes: shape.size as u8,
+        direction,
+    };
+    let direction = if written {
+        Direction::Write
+    } else {
+        Direction::Read
+    };
+    let run = StringRun {
+        operands: [
+            uses_source.then(|| operand(source, Direction::Read)),
+            uses_destination.then(|| operand(destination, direction)),
+        ],
+        backward: shape.backward,
+    };
+    ctx.bus.iterated(done, Some(&run));
     step(ctx, kind, shape, done);
     done
 }

@@ -68,7 +68,7 @@ impl Translator<'_> {
         let address = memory_op.map(|op| {
             let address = self.linear_address(instruction);
             let access = memory_access(instruction, access[op as usize]);
-            if access.in_parts() && is_narrow(instruction) {
+            if access.parts && is_narrow(instruction) {
                 self.check_in_rust(address, access);
             } else {
                 self.check(address, access);
@@ -313,6 +313,7 @@ fn memory_access(instruction: &Instruction, access: OpAccess) -> MemoryAccess {
         bytes,
         read: !matches!(access, OpAccess::Write | OpAccess::CondWrite),
         write: !matches!(access, OpAccess::Read | OpAccess::CondRead),
+        parts: bytes == 10,
         alignment: if bytes == 16 && needs_alignment(instruction.mnemonic()) {
             15
         } else {

@@ -76,6 +76,7 @@ impl Translator<'_> {
             read: true,
             write,
             alignment: 0,
+            parts: false,
             stack,
         };
         self.check(
@@ -118,16 +119,17 @@ impl Translator<'_> {
         };
         let access = MemoryAccess {
             bytes,
-            read: true,
+            read: false,
             write: true,
             alignment: 0,
+            parts: bytes == 16,
             stack: false,
         };
         let address = Address {
             register: T0,
             stack_slot: false,
         };
-        if narrow && access.in_parts() {
+        if narrow && access.parts {
             self.check_in_rust(address, access);
         } else {
             self.check(address, access);

@@ -33,6 +33,7 @@ impl Translator<'_> {
             read: false,
             write: true,
             alignment: 0,
+            parts: false,
             stack: true,
         };
         self.check(NEW_TOP, access);
@@ -44,6 +45,7 @@ impl Translator<'_> {
             read: true,
             write: false,
             alignment: 0,
+            parts: false,
             stack: true,
         };
         self.check(address, access);
@@ -97,6 +99,7 @@ impl Translator<'_> {
             read: true,
             write: false,
             alignment: 0,
+            parts: false,
             stack,
         };
         self.check(address, access);
@@ -151,6 +154,7 @@ impl Translator<'_> {
             read: false,
             write: true,
             alignment: 0,
+            parts: false,
             stack: uses_stack_segment(instruction),
         };
         self.check(
@@ -192,7 +196,7 @@ impl Translator<'_> {
 
     pub(super) fn call(&mut self, instruction: &Instruction) -> Flow {
         self.push_return();
-        self.emit_goto(instruction.near_branch64() as i64);
+        self.emit_goto(instruction.near_branch64() as i64, false);
         Flow::End
     }
 
