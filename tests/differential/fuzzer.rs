@@ -32,7 +32,8 @@ pub struct Tally {
     pub completed: u64,
     /// Cases that made a system call or did not end, and so could not be compared.
     pub undecided: u64,
-    /// Cases that came to an instruction outside the model by writing over their code.
+    /// Cases that cannot be compared, since they came to an instruction outside the model by writing
+    /// over their code, or to a REP that writes over itself.
     pub outside: u64,
     /// Cases that the engine refused because it does not do what they need (compatibility mode).
     pub refused: u64,

@@ -151,7 +151,8 @@ impl<V: Vcpu> Guest<V> {
     }
 
     /// Runs a sequence step by step and returns whether it comes to an instruction that a sequence may
-    /// not contain.
+    /// not contain, or to a repeated string instruction that writes over itself: hardware goes on for
+    /// as much of a 64-byte chunk as it had begun, the engine until it has overwritten a byte.
     pub(super) fn leaves_model(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
         if self.write_image(memory).is_err() {
             return false;
@@ -165,29 +166,34 @@ impl<V: Vcpu> Guest<V> {
             let Ok(rip) = self.vcpu.rip() else {
                 return false;
             };
-            if !self.allowed_at(rip) {
+            let bytes = self.code_at(rip);
+            let instruction = decode(&bytes, rip);
+            if !bytes.is_empty() && !instruction_allowed(&instruction) {
                 return true;
             }
-            match self.vcpu.run(Some(Position::at(step))) {
-                Ok(Exit::Reached) => {}
-                _ => return false,
+            let reached = matches!(self.vcpu.run(Some(Position::at(step))), Ok(Exit::Reached));
+            let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+            if repeats && instruction.is_string_instruction() && self.code_at(rip) != bytes {
+                return true;
+            }
+            if !reached {
+                return false;
             }
         }
         false
     }
 
-    /// Whether a sequence may contain the instruction at an address; outside the code it ends.
-    fn allowed_at(&self, rip: u64) -> bool {
+    /// What can be an instruction at an address; empty outside the code, where sequences end.
+    fn code_at(&self, rip: u64) -> Vec<u8> {
         let Some(at) = image_offset(rip).filter(|_| CODE.contains(rip)) else {
-            return true;
+            return Vec::new();
         };
-        let room = (CODE.end() - rip).min(15) as usize;
-        let mut bytes = [0; 15];
+        let mut bytes = vec![0; (CODE.end() - rip).min(15) as usize];
         let from = GuestPhys(physical(frame::IMAGE).0 + at as u64);
-        if self.ram.read(from, &mut bytes[..room]).is_err() {
-            return true;
+        match self.ram.read(from, &mut bytes) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
         }
-        instruction_allowed(&decode(&bytes[..room], rip))
     }
 
     /// Replaces the pages of the image that differ.
