@@ -14,7 +14,7 @@ use machine::vcpu::{Exit, Vcpu, VcpuError};
 use std::sync::Arc;
 
 /// Steps after which a sequence counts as endless.
-const STEP_LIMIT: u64 = 1_000_000;
+const STEP_LIMIT: u64 = 30_000;
 /// Steps that are looked at one by one in a sequence that differs.
 const TRACED_STEPS: u64 = 20_000;
 /// Frames of RAM.
@@ -98,8 +98,15 @@ pub enum GuestError {
 pub struct Guest<V> {
     vcpu: V,
     ram: Arc<Ram>,
+    /// What the frames of the memory image hold.
+    content: Box<[u8; IMAGE_BYTES]>,
     template: CpuState,
+    start: Start<V>,
 }
+
+/// Gives a virtual CPU a state at position 0. All changes of RAM were announced, so what is cached may
+/// stay.
+pub type Start<V> = fn(&mut V, &CpuState) -> Result<(), VcpuError>;
 
 impl<V: Vcpu> Guest<V> {
     /// A guest on the virtual CPU that `make` builds over the RAM. `cpu_number` is what the host's
@@ -111,6 +118,7 @@ impl<V: Vcpu> Guest<V> {
         images: &Images,
         cpu_number: u32,
         make: impl FnOnce(Arc<Ram>) -> Result<V, VcpuError>,
+        start: Start<V>,
     ) -> Result<Self, GuestError> {
         let ram = Arc::new(Ram::new(FRAMES * PAGE_BYTES)?);
         write_page_tables(&ram)?;
@@ -120,7 +128,9 @@ impl<V: Vcpu> Guest<V> {
         Ok(Self {
             vcpu,
             ram,
+            content: Box::new([0; IMAGE_BYTES]),
             template: template(),
+            start,
         })
     }
 
@@ -136,10 +146,12 @@ impl<V: Vcpu> Guest<V> {
         self.write_image(memory)?;
         let mut state = self.template.clone();
         load_registers(&mut state, &case.start);
-        self.vcpu.load(&state, Position::at(0))?;
-        let exit = self.vcpu.run(Some(Position::at(STEP_LIMIT)))?;
-        let state = self.vcpu.save()?;
+        (self.start)(&mut self.vcpu, &state)?;
+        let exit = self.vcpu.run(Some(Position::at(STEP_LIMIT)));
         self.ram.read(physical(frame::IMAGE), memory)?;
+        self.content.copy_from_slice(memory);
+        let exit = exit?;
+        let state = self.vcpu.save()?;
         match exit {
             Exit::Halt => self.outcome(&state),
             Exit::Reached => Ok(Outcome {
@@ -154,6 +166,14 @@ impl<V: Vcpu> Guest<V> {
     /// not contain, or to a repeated string instruction that writes over itself: hardware goes on for
     /// as much of a 64-byte chunk as it had begun, the engine until it has overwritten a byte.
     pub(super) fn leaves_model(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
+        let leaves = self.trace_out(case, memory);
+        self.ram
+            .read(physical(frame::IMAGE), &mut self.content[..])
+            .expect("the image is in RAM");
+        leaves
+    }
+
+    fn trace_out(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
         if self.write_image(memory).is_err() {
             return false;
         }
@@ -200,7 +220,8 @@ impl<V: Vcpu> Guest<V> {
     fn write_image(&mut self, memory: &[u8; IMAGE_BYTES]) -> Result<(), GuestError> {
         for (index, page) in memory.chunks_exact(PAGE_BYTES as usize).enumerate() {
             let at = physical(frame::IMAGE + index as u64);
-            if self.ram.page(at.gfn()) != page {
+            let offset = index * PAGE_BYTES as usize;
+            if self.content[offset..offset + page.len()] != *page {
                 self.ram.write(at, page)?;
                 self.vcpu.ram_written(at, PAGE_BYTES);
             }

@@ -49,6 +49,14 @@ impl Display for Case {
     }
 }
 
+/// The cases of a text, divided by lines `---`.
+///
+/// # Errors
+/// [`ParseError`] of the first case that is none; lines count from the start of the case.
+pub fn parse_all(text: &str) -> Result<Vec<Case>, ParseError> {
+    text.split("\n---\n").map(str::parse).collect()
+}
+
 fn disassemble(bytes: &[u8], at: u64) -> String {
     let decoded = Decoder::with_ip(64, bytes, at, decoder_options()).decode();
     let mut text = String::new();

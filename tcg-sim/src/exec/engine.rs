@@ -578,7 +578,8 @@ impl Engine {
         self.counters.branch_misses += 1;
         let rip = self.env().core.t0;
         if !is_canonical(rip) {
-            // The branch itself faults, with nothing done.
+            // The branch itself faults. What a call pushed stays; where it may not, the translation has
+            // looked at the target before.
             let block = self.soft.cache.block(site.block);
             let (offset, counted) = (
                 block.insns[usize::from(site.index)].offset,
@@ -587,7 +588,7 @@ impl Engine {
             let core = &mut self.soft.env().core;
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
-            self.owed = None;
+            self.pay();
             self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
@@ -604,10 +605,7 @@ impl Engine {
                 let published = self.soft.is_published(block);
                 let class = self.mode.class() as usize;
                 if published {
-                    let index = crate::jit::layout::ibtc_index(rip);
-                    let table = &mut self.env().ibtc[class];
-                    table.tag[index] = rip.wrapping_neg();
-                    table.host[index] = host;
+                    self.soft.cache_branch(class, rip, host);
                 }
                 Next::Resume(host)
             }

@@ -11,6 +11,23 @@ use machine::state::{cr0, rflags};
 /// Bytes of an FXSAVE image.
 const FX_BYTES: usize = 512;
 
+/// In which order the ends of an image are looked at.
+#[derive(Clone, Copy)]
+enum Ends {
+    /// The first field, of so many bytes, then the last byte.
+    FirstThenLast(usize),
+    LastThenFirst,
+}
+
+impl Ends {
+    fn field(self) -> usize {
+        match self {
+            Self::FirstThenLast(bytes) => bytes,
+            Self::LastThenFirst => 1,
+        }
+    }
+}
+
 impl Engine {
     pub(super) fn fpu_image(
         &mut self,
@@ -28,7 +45,8 @@ impl Engine {
             return Err(Fault::AC);
         }
         let mut buffer = [0; IMAGE_BYTES];
-        self.check_image(operand, operation.stores(), false)?;
+        let order = Ends::FirstThenLast(alignment as usize);
+        self.check_image(operand, operation.stores(), order)?;
         if !operation.stores() {
             self.read_image(operand, &mut buffer[..bytes])?;
         }
@@ -51,14 +69,10 @@ impl Engine {
         asked && self.cpu.cpl() == 3
     }
 
-    /// Finds out whether an image can be accessed. Intel looks at its first byte and its last, FXSAVE
-    /// and FXRSTOR at the last one first; elsewhere the first byte that cannot be accessed is reported.
-    fn check_image(
-        &mut self,
-        operand: Operand,
-        store: bool,
-        last_first: bool,
-    ) -> Result<(), Fault> {
+    /// Finds out whether an image can be accessed. Intel looks at its first field and its last byte,
+    /// FXSAVE and FXRSTOR at the latter first; elsewhere the first byte that cannot be accessed is
+    /// reported.
+    fn check_image(&mut self, operand: Operand, store: bool, order: Ends) -> Result<(), Fault> {
         let kind = if store {
             AccessType::Write
         } else {
@@ -66,14 +80,13 @@ impl Engine {
         };
         let access = Access::at_cpl(kind, self.mode.cpl());
         if self.soft.host.vendor == Vendor::Intel {
-            let (first, last) = (operand.va, operand.last());
-            let ends = if last_first {
-                [last, first]
-            } else {
-                [first, last]
+            let (first, last) = ((operand.va, order.field()), (operand.last(), 1));
+            let ends = match order {
+                Ends::FirstThenLast(_) => [first, last],
+                Ends::LastThenFirst => [last, first],
             };
-            for end in ends {
-                self.soft.translate(&self.cpu, end, access)?;
+            for (va, bytes) in ends {
+                self.soft.pieces(&self.cpu, va, bytes, access)?;
             }
         }
         for (va, bytes) in operand.runs() {
@@ -119,7 +132,7 @@ impl Engine {
 
     pub(super) fn fxsave(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
         let operand = self.fx_operand(instruction)?;
-        self.check_image(operand, true, true)?;
+        self.check_image(operand, true, Ends::LastThenFirst)?;
         fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.host.x87);
         self.write_image(operand, &image[..FXSAVE_WRITTEN])
@@ -128,7 +141,7 @@ impl Engine {
     pub(super) fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
         let operand = self.fx_operand(instruction)?;
         let mut image = [0; FX_BYTES];
-        self.check_image(operand, false, true)?;
+        self.check_image(operand, false, Ends::LastThenFirst)?;
         self.read_image(operand, &mut image)?;
         fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         let rules = self.soft.host.x87;

@@ -9,7 +9,7 @@ use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
 use super::host::HostCpu;
 use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
-use crate::jit::layout::{Env, EnvBox, tlb_index};
+use crate::jit::layout::{Env, EnvBox, ibtc_index, invalid_branch_tag, tlb_index};
 use crate::jit::mode::Mode;
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// Address spaces whose TLBs are kept.
 const SPACES: usize = 8;
+/// Cached branch targets that are forgotten one by one.
+const FEW_BRANCHES: usize = 64;
 /// Entries of the fetch cache of one address space.
 const FETCHES: usize = 256;
 
@@ -31,6 +33,8 @@ struct Space {
     env: EnvBox,
     /// Linear page (plus one) and user bit to frame, for instruction fetches.
     fetches: Box<[(u64, Gfn); FETCHES]>,
+    /// Class and index of the cached branch targets, while they are fewer than [`FEW_BRANCHES`].
+    branches: Vec<(usize, usize)>,
     used: u64,
 }
 
@@ -177,11 +181,22 @@ impl Soft {
 
     /// Forgets all branch targets and fetches, in every address space.
     pub(crate) fn flush_branches(&mut self) {
-        for space in &mut self.spaces {
-            space.env.get_mut().flush_branches();
-            space.fetches.fill(NO_FETCH);
-        }
         self.code_changed = true;
+        for space in &mut self.spaces {
+            space.flush_branches();
+        }
+    }
+
+    /// Caches where a branch target's code is.
+    pub(crate) fn cache_branch(&mut self, class: usize, target: u64, host: u64) {
+        let space = &mut self.spaces[self.current];
+        let index = ibtc_index(target);
+        if space.branches.len() < FEW_BRANCHES {
+            space.branches.push((class, index));
+        }
+        let table = &mut space.env.get_mut().ibtc[class];
+        table.tag[index] = target.wrapping_neg();
+        table.host[index] = host;
     }
 
     /// Makes the first write to each page come through the slow path again.
@@ -607,6 +622,7 @@ impl Space {
             cr3,
             env: EnvBox::new(),
             fetches: Box::new([NO_FETCH; FETCHES]),
+            branches: Vec::with_capacity(FEW_BRANCHES),
             used: 0,
         }
     }
@@ -614,7 +630,19 @@ impl Space {
     fn flush(&mut self) {
         let env = self.env.get_mut();
         env.flush_tlb();
-        env.flush_branches();
+        self.flush_branches();
+    }
+
+    fn flush_branches(&mut self) {
+        let env = self.env.get_mut();
+        if self.branches.len() < FEW_BRANCHES {
+            for (class, index) in self.branches.drain(..) {
+                env.ibtc[class].tag[index] = invalid_branch_tag(index);
+            }
+        } else {
+            env.flush_branches();
+            self.branches.clear();
+        }
         self.fetches.fill(NO_FETCH);
     }
 }
@@ -625,9 +653,16 @@ fn next_page(rip: u64) -> u64 {
 
 impl PhysMem for Soft {
     fn read_u64(&mut self, address: GuestPhys) -> u64 {
-        let mut bytes = [0; 8];
-        self.read_piece(address, &mut bytes);
-        u64::from_le_bytes(bytes)
+        if !self.ram.contains(address, 8) {
+            return u64::MAX;
+        }
+        match self.ram.read_aligned(address) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.ram_error.get_or_insert(error);
+                0
+            }
+        }
     }
 
     fn update_u64(&mut self, address: GuestPhys, value: u64) {

@@ -140,7 +140,7 @@ impl Vcpu for Engine {
 
 impl Engine {
     /// As [`Vcpu::load`] of a state that this engine was in, but keeps what is cached.
-    pub(crate) fn rewind_to(&mut self, state: &CpuState, position: Position) {
+    pub fn rewind_to(&mut self, state: &CpuState, position: Position) {
         self.cpu = state.clone();
         (self.pending, self.rep_flags) = (None, None);
         (self.step_alone, self.begun) = (false, false);

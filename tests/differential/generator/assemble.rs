@@ -44,6 +44,8 @@ pub(super) struct Item {
     bytes: Vec<u8>,
     /// The bytes come from nowhere else.
     fixed: bool,
+    /// The item that a transfer to this one goes to instead.
+    pub(super) enter_at: Option<usize>,
 }
 
 /// Where instructions are encoded to learn their length: everything is in reach of it.
@@ -57,6 +59,7 @@ impl Item {
             reference: None,
             bytes: Vec::new(),
             fixed: false,
+            enter_at: None,
         };
         item.encode(TRIAL);
         item
@@ -86,6 +89,7 @@ impl Item {
             reference: None,
             bytes,
             fixed: true,
+            enter_at: None,
         };
         (length_fits && harmless && item.is_allowed()).then_some(item)
     }
@@ -99,6 +103,7 @@ impl Item {
             reference: None,
             bytes,
             fixed: true,
+            enter_at: None,
         })
     }
 
@@ -175,12 +180,22 @@ pub(super) fn assemble(items: &mut [Item], at: u64) -> Option<(Vec<u8>, Vec<usiz
         next += item.length();
     }
     starts.push(next);
+    let mut entries: Vec<usize> = items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| item.enter_at.unwrap_or(index))
+        .collect();
+    entries.push(items.len());
     let mut code = Vec::with_capacity(next);
     let mut inside = Vec::new();
     for (index, item) in items.iter_mut().enumerate() {
         let length = item.length();
         if let Some(reference) = item.reference {
-            let target = starts[reference.index.min(starts.len() - 1)] as u64 + reference.delta;
+            let mut index = reference.index.min(starts.len() - 1);
+            if reference.place != Place::Memory {
+                index = entries[index];
+            }
+            let target = starts[index] as u64 + reference.delta;
             set_reference(&mut item.instruction, reference.place, at + target);
             if reference.delta > 0 && reference.place != Place::Memory {
                 inside.push(target as usize);

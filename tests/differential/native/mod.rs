@@ -93,6 +93,14 @@ impl NativeCpu {
     /// # Errors
     /// [`NativeError::Setup`].
     pub fn new(slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
+        Self::on_cpu(current_cpu(), slots, constant)
+    }
+
+    /// As [`Self::new`], on the CPU of this number.
+    ///
+    /// # Errors
+    /// [`NativeError::Setup`].
+    pub fn on_cpu(host_cpu: u32, slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
         let arena_bytes = SLOTS_OFFSET + slots * size_of::<Slot>();
         // SAFETY: a new shared anonymous mapping at a place the kernel chooses.
         let arena = unsafe {
@@ -108,7 +116,6 @@ impl NativeCpu {
         if arena == libc::MAP_FAILED {
             return Err(failed("mmap of the arena"));
         }
-        let host_cpu = current_cpu();
         // SAFETY: the child calls `Child::run` only, which makes async-signal-safe calls.
         let child = unsafe { libc::fork() };
         if child == 0 {
