@@ -30,6 +30,17 @@ pub struct PositionCounts {
     pub follows: u64,
 }
 
+/// What taking landmarks cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LandmarkCost {
+    /// Landmarks taken; more than were logged where devices may write RAM unasked.
+    pub taken: u64,
+    /// Host time that the guest stood still for them.
+    pub time: Duration,
+    /// Pages hashed.
+    pub pages: u64,
+}
+
 /// How long the guest stood still for checkpoints, from saving its registers until it could go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pauses(Vec<Duration>);
@@ -46,6 +57,11 @@ impl Pauses {
         let rank = (sorted.len() * percent.min(100) as usize).div_ceil(100);
         let index = rank.saturating_sub(1);
         sorted.get(index).copied().unwrap_or_default()
+    }
+
+    /// All together.
+    pub fn total(&self) -> Duration {
+        self.0.iter().sum()
     }
 
     /// The longest.
@@ -84,6 +100,8 @@ pub struct Summary {
     pub events: EventCounts,
     /// Positions by kind.
     pub positions: PositionCounts,
+    /// What landmarks cost.
+    pub landmarks: LandmarkCost,
 }
 
 #[cfg(test)]
