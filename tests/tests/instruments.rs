@@ -9,6 +9,10 @@ use machine::ram::Ram;
 use machine::units::{Position, Steps, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu};
 use replay_log::RecordingId;
+use simuboost_tests::differential::generator::Generator;
+use simuboost_tests::differential::guest::Guest as Sequences;
+use simuboost_tests::differential::image::Images;
+use simuboost_tests::differential::layout::IMAGE_BYTES;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
 use simuboost_tests::recording::{Machine, TestBus};
@@ -279,4 +283,60 @@ fn counts_of_pieces_add_up_cold_and_warm() {
             assert_eq!(sum, expected, "pieces of {piece}, cold: {cold}");
         }
     }
+}
+
+/// The trace of the differential fuzzer's sequences, which fault everywhere and mid-way.
+#[test]
+fn traces_of_random_sequences_are_the_same_in_both_modes() {
+    let images = Images::default();
+    let mut sides = [true, false].map(|one_instruction_blocks| {
+        let options = EngineOptions {
+            one_instruction_blocks,
+            ..EngineOptions::default()
+        };
+        Sequences::new(&images, |ram| {
+            Engine::new(ram, CpuidTable::x86_64_v2(), options)
+        })
+        .expect("this host runs the engine")
+    });
+    let mut generator = Generator::default();
+    let (mut compared, mut accesses) = (0, 0);
+    let mut memory = Box::new([0; IMAGE_BYTES]);
+    for seed in 0..sequences() {
+        let case = generator.case(seed);
+        let mut traces = Vec::new();
+        for side in &mut sides {
+            let chunks = Arc::new(Mutex::new(Vec::new()));
+            let instruments = Instruments::none()
+                .with_counts()
+                .with_memory_trace(Box::new(chunks.clone()));
+            side.vcpu().set_instruments(instruments);
+            case.fill(&images, &mut memory);
+            let ended = side.run(&case, &mut memory);
+            let engine = side.vcpu();
+            if ended.is_err() {
+                // An instruction that the engine does not know ends the case in both modes.
+                continue;
+            }
+            engine.finish_trace().expect("memory does not fail");
+            let chunks = std::mem::take(&mut *chunks.lock().expect("no panic under the lock"));
+            assert_eq!(fold(&chunks), engine.counts(), "sequence {seed}");
+            traces.push(chunks);
+        }
+        if let [one, normal] = &traces[..] {
+            assert_equal_traces(one, normal, &format!("sequence {seed}"));
+            compared += 1;
+            accesses += one.iter().map(Chunk::accesses).sum::<u64>();
+        } else {
+            assert!(traces.is_empty(), "sequence {seed} ends otherwise");
+        }
+    }
+    assert!(compared > sequences() * 9 / 10, "{compared} sequences");
+    assert!(accesses > 5 * compared, "{accesses} accesses");
+}
+
+/// How many random sequences: on demand more.
+fn sequences() -> u64 {
+    let asked = std::env::var("SB_TRACED_SEQUENCES").ok();
+    asked.map_or(2_000, |n| n.parse().expect("a number of sequences"))
 }
