@@ -12,8 +12,8 @@ use simuboost_tests::guest::layout::{self, sel};
 use simuboost_tests::guest::layout::{DATA, GDT, IDT, IO_BITMAP, KERNEL_STACK, TSS, USER_DATA};
 use simuboost_tests::guest::{Guest, Size, asm, pte, tables};
 use std::sync::{Arc, Mutex};
-use tcg_sim::instrument::{Direction, Instruments};
-use tcg_sim::trace::{Access, Chunk, Item};
+use tcg_sim::instrument::{Counts, Direction, Instruments};
+use tcg_sim::trace::{Access, Chunk, Delivered, Item};
 use tcg_sim::{Engine, EngineOptions};
 
 const HANDLER: u64 = layout::CODE + 0x8000;
@@ -692,4 +692,80 @@ fn ports() {
             "W 8 25fd0 @3",
         ],
     );
+}
+
+/// What was delivered, and the counts, in normal blocks and in blocks of one instruction.
+fn deliveries(guest: &Guest, interrupt: Option<u64>) -> (Vec<Delivered>, Counts) {
+    let [one, normal] = [true, false].map(|one| {
+        let chunks = run(guest, one, interrupt);
+        let (mut counts, mut delivered) = (Counts::default(), Vec::new());
+        for item in chunks.iter().flat_map(Chunk::items) {
+            item.count(&mut counts);
+            if let Item::Delivery(delivery) = item {
+                delivered.push(delivery);
+            }
+        }
+        (delivered, counts)
+    });
+    assert_eq!(one, normal);
+    one
+}
+
+#[test]
+fn a_delivery_that_fails_counts_as_what_takes_its_place() {
+    // Vector 0x41 has no present gate: #NP, whose gate is absent as well: double fault.
+    let mut guest = guest(|a| {
+        asm!(a; nop(); int(0x41));
+        Ok(())
+    });
+    guest.set_raw_gate(0x41, [0, 0]);
+    guest.set_raw_gate(13, [0, 0]);
+    guest.set_raw_gate(8, tables::gate(HANDLER, sel::CODE, 0x8e, 0));
+    let (delivered, counts) = deliveries(&guest, None);
+    let [double] = delivered[..] else {
+        panic!("{delivered:?}")
+    };
+    assert_eq!((double.vector, double.exception), (8, true));
+    assert_eq!(
+        (double.pc, double.at),
+        (layout::CODE + 1, Position::at(1_001))
+    );
+    assert_eq!((counts.exceptions, counts.all_instructions()), (1, 2));
+    // The gate, the code segment, and a frame with an error code; nothing of the attempts before.
+    assert_eq!((counts.system.reads, counts.data.writes), (3, 6));
+}
+
+#[test]
+fn a_debug_trap_shares_the_step_of_its_instruction() {
+    let mut guest = guest(|a| {
+        asm!(a; mov(rax, qword_ptr(rdi)));
+        Ok(())
+    });
+    guest.set_raw_gate(1, tables::gate(HANDLER, sel::CODE, 0x8e, 0));
+    guest.state.rflags |= rflags::TF;
+    let (delivered, counts) = deliveries(&guest, None);
+    let [trap] = delivered[..] else {
+        panic!("{delivered:?}")
+    };
+    assert_eq!((trap.vector, trap.at), (1, Position::at(1_000)));
+    assert_eq!((counts.exceptions, counts.data.reads), (1, 1));
+}
+
+#[test]
+fn branches_and_levels() {
+    let guest = guest(|a| {
+        let (mut next, mut back, mut out) = (a.create_label(), a.create_label(), a.create_label());
+        asm!(a;
+            // Taken to the next instruction; not taken; a loop taken twice; an empty RCX.
+            xor(eax, eax); je(next); set_label(&mut next); jne(next);
+            mov(ecx, 3); set_label(&mut back); nop(); loop_(back);
+            jrcxz(out); ud2(); set_label(&mut out);
+            // A jump, and INT with its IRET.
+            nop(); int(0x80));
+        Ok(())
+    });
+    let (_, counts) = deliveries(&guest, None);
+    // JE, JNE, LOOP three times, JRCXZ, INT, IRET.
+    assert_eq!((counts.branches, counts.branches_taken), (8, 6));
+    assert_eq!(counts.instructions, [15, 0, 0, 0]);
 }

@@ -294,14 +294,14 @@ impl Engine {
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
-        let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
-        if alive {
-            self.soft.probed().deliver(&event);
+        let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
+        if let Ok(delivered) = &delivered {
+            self.soft.probed().deliver(&event, delivered);
         }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
-        alive
+        delivered.is_ok()
     }
 
     /// Delivers the fault of the instruction at `cpu.rip`; takes one step.
