@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, show};
+use crate::{diff, log, record, run, show, simulate};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -24,6 +24,13 @@ pub(crate) enum Command {
     Run(run::RunArguments),
     /// Runs a guest and records it
     Record(record::RecordArguments),
+    /// Simulates all intervals of a recording in parallel and verifies each
+    Simulate(simulate::SimulateArguments),
+    /// Simulates without instruments, only to prove
+    Verify(simulate::VerifyArguments),
+    /// What `simulate` starts
+    #[command(hide = true)]
+    SimulateWorker(simulate::WorkerArguments),
     /// Shows what is in a recording
     Show(show::ShowArguments),
     /// Prints what entered the guest: reads, interrupts, device writes

@@ -19,6 +19,7 @@ mod record;
 mod recording;
 mod run;
 mod show;
+mod simulate;
 
 use anyhow::Result;
 use clap::Parser;
@@ -42,6 +43,9 @@ fn command(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::Run(arguments) => run::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
+        Command::Simulate(arguments) => simulate::run(arguments, environment),
+        Command::Verify(arguments) => simulate::verify(arguments, environment),
+        Command::SimulateWorker(arguments) => simulate::work(arguments, environment),
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),

@@ -144,7 +144,7 @@ impl Default for Limits {
         Self {
             max_steps: 1 << 40,
             max_backtracks: 100_000,
-            max_undo_pages: 1 << 16,
+            max_undo_pages: 1 << 13,
             cancel: None,
         }
     }

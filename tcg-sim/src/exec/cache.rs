@@ -55,6 +55,8 @@ pub(crate) struct GuestCode<'a> {
     pub(crate) second: Option<Gfn>,
     /// Whether the frame is RAM, so that it can be watched.
     pub(crate) in_ram: bool,
+    /// See [`Request::stop`].
+    pub(crate) stop: Option<u16>,
     /// Number of the first counter that the block may use.
     pub(crate) first_slot: u32,
 }
@@ -142,6 +144,7 @@ impl CodeCache {
             host,
             leave: self.code.gates().leave,
             first_site: self.sites.len() as u32,
+            stop: guest.stop,
             decoder_options: self.decoder_options,
             first_slot: guest.first_slot,
         })?;

@@ -1,6 +1,7 @@
 //! The engine: a vCPU that translates.
 
 use super::access::Owed;
+use super::arrive::Search;
 use super::cache::CodeCache;
 use super::soft::Soft;
 use super::traps;
@@ -12,7 +13,7 @@ use crate::jit::mode::Mode;
 use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
-use machine::cpuid::CpuidTable;
+use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
@@ -122,6 +123,8 @@ pub struct Engine {
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
     pub(super) counters: EngineCounters,
+    /// The state that is looked for.
+    pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
 }
 
@@ -139,7 +142,7 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = host_vendor();
+        let vendor = vendor_of(&cpuid);
         let decoder_options = if vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
@@ -172,6 +175,7 @@ impl Engine {
             watch_hits: 0,
             options,
             counters: EngineCounters::default(),
+            search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
     }
@@ -250,9 +254,7 @@ impl Engine {
     pub(super) fn pull(&mut self) {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
-        let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
-        self.cpu.rflags =
-            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+        self.cpu.rflags = core.rflags();
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -335,7 +337,7 @@ impl Engine {
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
         }
-        if until.is_some_and(|until| self.here() >= until) {
+        if self.has_arrived() || until.is_some_and(|until| self.here() >= until) {
             return Ok(Some(Exit::Reached));
         }
         if self.window_requested && self.window_open() {
@@ -442,7 +444,8 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    if self.env().core.budget <= 0 || self.soft.ram_error.is_some() {
+                    let over = self.env().core.budget <= 0 || self.soft.ram_error.is_some();
+                    if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
                     block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -500,6 +503,14 @@ impl Engine {
                 Ok(self.handle_goto(target, link))
             }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
+            SiteKind::Stop { resume } => {
+                let offset = self.soft.cache.block(site.block).key.offset;
+                let rip = self.env().core.page_base.wrapping_add(u64::from(offset));
+                Ok(match self.arrives_at(rip) {
+                    true => Next::Left(Left::Boundary),
+                    false => Next::Resume(resume),
+                })
+            }
             SiteKind::Budget => {
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
@@ -535,6 +546,9 @@ impl Engine {
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
+        if self.arrives_at(rip) {
+            return Next::Go(rip);
+        }
         let flushes = self.soft.cache.flushes;
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
@@ -570,7 +584,7 @@ impl Engine {
             return Next::Left(self.deliver_fault(Fault::GP0));
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        if one_step || self.env().core.budget <= 0 {
+        if one_step || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -653,12 +667,11 @@ impl Soft {
     }
 }
 
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // "GenuineIntel" and the designs derived from it; all others follow AMD.
-    if leaf.ebx == 0x756e_6547 {
-        Vendor::Intel
-    } else {
-        Vendor::Amd
+/// Whose rules hold for guests with this table: those of the maker it names. A table that names none
+/// that is known gets the host's, as its undefined results are the host's anyway.
+fn vendor_of(table: &CpuidTable) -> Vendor {
+    match table.maker().unwrap_or_else(Maker::of_host) {
+        Maker::Intel => Vendor::Intel,
+        Maker::Amd => Vendor::Amd,
     }
 }

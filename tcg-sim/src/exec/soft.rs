@@ -33,12 +33,33 @@ struct Space {
     used: u64,
 }
 
+/// Where blocks end early.
+#[derive(Default)]
+struct Watch {
+    /// Linear address; 0 at first, which is as good as any.
+    rip: u64,
+    /// The frames found under its page since it is watched.
+    frames: Vec<Gfn>,
+}
+
+impl Watch {
+    /// Whether `gfn` is a frame under the watched page, seen now for the first time.
+    fn misses(&self, rip: u64, gfn: Gfn) -> bool {
+        (self.rip ^ rip) < PAGE_BYTES && !self.frames.contains(&gfn)
+    }
+
+    fn offset_in(&self, gfn: Gfn) -> Option<u16> {
+        let offset = (self.rip % PAGE_BYTES) as u16;
+        self.frames.contains(&gfn).then_some(offset)
+    }
+}
+
 /// See the module.
 pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules the host follows where vendors differ.
+    /// Whose rules hold where vendors differ.
     pub(crate) vendor: Vendor,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
@@ -51,6 +72,8 @@ pub(crate) struct Soft {
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+    /// Where blocks end early, because a state is looked for there.
+    watch: Watch,
     pub(crate) probe: Probe,
 }
 
@@ -77,6 +100,7 @@ impl Soft {
             code_changed: false,
             ram_error: None,
             watched: None,
+            watch: Watch::default(),
             probe: Probe::default(),
         }
     }
@@ -352,6 +376,9 @@ impl Soft {
             return Err(Fault::GP0);
         }
         let gfn = self.fetch(cpu, rip)?;
+        if self.watch.misses(rip, gfn) {
+            self.split_at_watch(gfn);
+        }
         let key = BlockKey {
             gfn,
             offset: (rip % PAGE_BYTES) as u16,
@@ -363,6 +390,27 @@ impl Soft {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
             Some(id) => self.check_second(cpu, rip, key, id),
             None => self.make_block(cpu, rip, key),
+        }
+    }
+
+    /// Makes blocks end before `rip`, and begin there with a comparison, from the next one that is
+    /// looked up on: all that are known for its page are looked up anew.
+    pub(crate) fn watch_for(&mut self, rip: u64) {
+        if self.watch.rip != rip {
+            self.watch = Watch {
+                rip,
+                frames: Vec::new(),
+            };
+            self.flush_branches();
+        }
+    }
+
+    /// The frame is one that the watched address is fetched from: its blocks that hold the address go.
+    fn split_at_watch(&mut self, gfn: Gfn) {
+        self.watch.frames.push(gfn);
+        let offset = self.watch.rip % PAGE_BYTES;
+        if self.cache.invalidate(gfn, offset, 1, &mut self.frames) {
+            self.flush_branches();
         }
     }
 
@@ -401,6 +449,7 @@ impl Soft {
             bytes: first,
             second: None,
             in_ram: self.is_ram(key.gfn),
+            stop: self.watch.offset_in(key.gfn),
             first_slot: self.probe.next_slot(),
         };
         match self.cache.translate(key, &guest, &mut self.frames) {
@@ -433,6 +482,7 @@ impl Soft {
             bytes: &bytes,
             second: in_ram.then_some(second),
             in_ram,
+            stop: self.watch.offset_in(key.gfn),
             first_slot: self.probe.next_slot(),
         };
         let (id, writers) = self

@@ -98,7 +98,7 @@ impl Engine {
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
-        let limit = self.rep_limit;
+        let limit = self.rep_limit.min(self.iterations_to_target());
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
     }
 

@@ -57,6 +57,12 @@ pub(crate) enum SiteKind {
         /// What to add to RSP to undo the instruction.
         undo_rsp: i32,
     },
+    /// The page and the general-purpose registers are those that are looked for; nothing of the block
+    /// was executed. Continues at `resume`.
+    Stop {
+        /// Host address after the comparison.
+        resume: u64,
+    },
     /// The block needs more steps than the budget has; nothing of it was executed.
     Budget,
 }

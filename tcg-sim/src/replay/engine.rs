@@ -1,11 +1,13 @@
 //! The engine as a vCPU that replays, with instruments.
 
-use super::vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
+use super::vcpu::{Arrival, Arrived, ReplayVcpu};
 use super::{Interval, Limits, ReplayError, Report, replay};
 use crate::Engine;
+use crate::exec::Target;
 use crate::instrument::{Counts, Instruments};
 use machine::checkpoint::CheckpointSource;
 use machine::ram::Ram;
+use machine::state::CpuState;
 use machine::units::Position;
 use machine::vcpu::VcpuError;
 
@@ -15,7 +17,14 @@ impl ReplayVcpu for Engine {
         arrival: &Arrival,
         until: Option<Position>,
     ) -> Result<Arrived, VcpuError> {
-        arrive_by_steps(self, arrival, until)
+        let Arrival { rip, gpr, rflags } = *arrival;
+        let exit = self.run_to_state(&Target { rip, gpr, rflags }, until)?;
+        Ok(exit.map_or(Arrived::Here, Arrived::Exit))
+    }
+
+    fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.rewind_to(state, position);
+        Ok(())
     }
 
     fn mark(&mut self) {

@@ -5,6 +5,7 @@
 //! the instruction. RFLAGS hold the guest's arithmetic flags throughout; what the translator adds
 //! leaves them alone.
 
+mod arrive;
 mod branch;
 mod classify;
 mod memory;
@@ -42,6 +43,8 @@ pub(crate) struct Request<'a> {
     pub(crate) leave: u64,
     /// Number of the first site.
     pub(crate) first_site: u32,
+    /// Page offset at which the state that is looked for may be met: blocks end before it.
+    pub(crate) stop: Option<u16>,
     pub(crate) decoder_options: u32,
     /// Number of the first counter that the block may use.
     pub(crate) first_slot: u32,
@@ -162,6 +165,13 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
     let mut decoded = Vec::new();
     while decoded.len() < limit {
         let start = decoder.position();
+        if start != 0
+            && request
+                .stop
+                .is_some_and(|stop| u64::from(stop) == decoder.ip())
+        {
+            break;
+        }
         let instruction = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             let available = request.bytes.len() - start;
@@ -192,6 +202,9 @@ impl Translator<'_> {
         self.note_page();
         let near = self.host_here();
         if !self.one_step {
+            if self.request.stop == Some(self.request.key.offset) {
+                self.emit_stop_check();
+            }
             self.emit_budget_check();
         }
         self.note_entry();
