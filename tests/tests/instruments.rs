@@ -270,6 +270,39 @@ fn run_in_pieces(program: &Program, steps: u64, piece: u64, cold: bool) -> (Coun
     )
 }
 
+/// The trace of a guest without devices, with instruments chosen anew at every multiple of `piece`.
+fn trace_in_pieces(program: &Program, steps: u64, piece: u64) -> Vec<Chunk> {
+    let ram = Arc::new(Ram::new(layout::RAM_BYTES).expect("RAM is small"));
+    let start = program.load(&ram);
+    let mut engine = engine(ram, EngineOptions::default());
+    engine
+        .load(&start, Position::default())
+        .expect("a valid state");
+    let chunks = Arc::new(Mutex::new(Vec::new()));
+    for goal in (piece..=steps).step_by(piece as usize) {
+        let sink = Box::new(chunks.clone());
+        engine.set_instruments(Instruments::none().with_memory_trace(sink));
+        while engine.run(Some(Position::at(goal))).expect("no limits") != Exit::Reached {}
+        engine.finish_trace().expect("memory does not fail");
+    }
+    std::mem::take(&mut *chunks.lock().expect("no panic under the lock"))
+}
+
+#[test]
+fn traces_of_pieces_join_to_that_of_the_whole() {
+    let program = Program::quiet(5);
+    let whole = trace_in_pieces(&program, 20_000, 20_000);
+    for piece in [5_000, 40] {
+        let pieces = trace_in_pieces(&program, 20_000, piece);
+        assert!(
+            pieces.len() as u64 >= 20_000 / piece,
+            "{} chunks",
+            pieces.len()
+        );
+        assert_equal_traces(&whole, &pieces, &format!("pieces of {piece}"));
+    }
+}
+
 #[test]
 fn counts_of_pieces_add_up_cold_and_warm() {
     let program = Program::quiet(3);

@@ -199,7 +199,8 @@ impl Engine {
     pub fn set_instruments(&mut self, instruments: Instruments) {
         let (position, cr3) = (self.here(), self.cpu.cr3);
         self.soft.probed().choose(instruments, position, cr3);
-        self.soft.flush_branches();
+        // Translations are others now, and the trace is told of mappings when they are cached.
+        self.soft.flush_all();
     }
 
     /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.

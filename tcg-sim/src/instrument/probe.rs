@@ -221,7 +221,7 @@ impl Probed<'_> {
         probe.undone = Counts::default();
         probe.done = probe.marks.pop().expect("replay goes back to marks only");
         if let Some(memory) = &mut probe.memory {
-            memory.go_back(core);
+            memory.go_back(cache, core);
         }
     }
 
