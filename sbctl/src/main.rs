@@ -18,7 +18,9 @@ mod quantity;
 mod record;
 mod recording;
 mod run;
+mod selfcheck;
 mod show;
+mod simulate;
 
 use anyhow::Result;
 use clap::Parser;
@@ -41,7 +43,11 @@ fn command(cli: Cli) -> Result<Exit> {
     let environment = &Environment::new(cli.common)?;
     match cli.command {
         Command::Run(arguments) => run::run(arguments, environment),
+        Command::Selfcheck(arguments) => selfcheck::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
+        Command::Simulate(arguments) => simulate::run(arguments, environment),
+        Command::Verify(arguments) => simulate::verify(arguments, environment),
+        Command::SimulateWorker(arguments) => simulate::work(arguments, environment),
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),

@@ -6,6 +6,7 @@ mod note;
 mod sink;
 mod source;
 
+pub(crate) use moment::MomentError;
 pub(crate) use note::{Accelerator, IntervalLength, Note, PositionsKind};
 pub(crate) use sink::{StoreSink, Stored};
 pub(crate) use source::Source;

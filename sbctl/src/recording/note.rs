@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use machine::cpuid::CpuidTable;
 use machine::saved::Blob;
+use machine::saved::cpuid::SavedCpuid;
 use serde::{Deserialize, Serialize};
 
 /// What executed the guest while it was recorded: the evidence that a verified interval has.
@@ -106,6 +107,22 @@ impl Note {
         let blob = table.save().to_blob();
         blob.iter().map(|byte| format!("{byte:02x}")).collect()
     }
+
+    /// The CPUID table that the guest saw.
+    pub(crate) fn cpuid(&self) -> Result<CpuidTable> {
+        let digits = self.cpuid.as_bytes();
+        let bytes: Option<Vec<u8>> = digits.chunks(2).map(hexadecimal_byte).collect();
+        let bytes = bytes.context("the CPUID table of the recording is not hexadecimal")?;
+        let saved = SavedCpuid::from_blob(&bytes).context("the recording's CPUID table")?;
+        CpuidTable::restore(&saved).context("the recording's CPUID table")
+    }
+}
+
+fn hexadecimal_byte(digits: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(digits).ok()?;
+    (digits.len() == 2)
+        .then(|| u8::from_str_radix(text, 16).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -133,6 +150,7 @@ mod tests {
         let note = note();
         let again = Note::decode(&note.encode()).unwrap();
         assert_eq!(again, note);
+        assert_eq!(again.cpuid().unwrap(), CpuidTable::x86_64_v2());
     }
 
     #[test]
@@ -142,6 +160,11 @@ mod tests {
         assert!(error.contains("version 2"), "{error}");
         for bad in [&b""[..], b"{}", b"text", br#"{"version": 1}"#] {
             assert!(Note::decode(bad).is_err());
+        }
+        for cpuid in ["", "0", "zz", "00"] {
+            let mut note = note();
+            note.cpuid = cpuid.into();
+            assert!(note.cpuid().is_err(), "{cpuid:?}");
         }
     }
 }

@@ -5,13 +5,14 @@ use super::note::Note;
 use super::{CPU_BLOB, DEVICE_BLOB, MOMENT_BLOB, RAM_SPACE};
 use anyhow::{Context, Result, bail};
 use checkpoint_dedup::{
-    CheckpointNo, LogSegment, Recording, RecordingInfo, RecordingName, Repository,
+    CheckpointNo, Frame, LogSegment, PageId, Recording, RecordingInfo, RecordingName, Repository,
 };
-use machine::checkpoint::{Checkpoint, DeviceBlob};
+use machine::checkpoint::{Checkpoint, CheckpointSource, DeviceBlob, StoreError};
+use machine::ram::PageBytes;
 use machine::saved::Blob;
 use machine::saved::cpu::SavedCpu;
 use machine::state::CpuState;
-use machine::units::Gfn;
+use machine::units::{Gfn, Position};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,6 +88,29 @@ impl Source {
     pub(crate) fn segment(&self, interval: u64) -> Result<LogSegment> {
         Ok(self.recording.log(number_of(interval)?)?)
     }
+
+    /// The exact position of a checkpoint, where the recording counts.
+    pub(crate) fn position(&self, number: u64) -> Result<Option<Position>> {
+        Ok(moment(&self.stored(number)?)?.position)
+    }
+
+    /// What is known now.
+    pub(crate) fn refresh(&self) -> Result<RecordingInfo> {
+        Ok(self.recording.refresh()?)
+    }
+
+    /// Opens one interval.
+    pub(crate) fn interval(&self, number: u64) -> Result<RecordedInterval> {
+        let (start, end) = (self.stored(number)?, self.stored(number + 1)?);
+        let mut end_state = decode(&end)?;
+        end_state.changed = self.changed(number)?;
+        Ok(RecordedInterval {
+            number,
+            states: [Arc::new(decode(&start)?), Arc::new(end_state)],
+            stored: [start, end],
+            log: self.segment(number)?,
+        })
+    }
 }
 
 fn number_of(number: u64) -> Result<CheckpointNo> {
@@ -94,10 +118,14 @@ fn number_of(number: u64) -> Result<CheckpointNo> {
     Ok(CheckpointNo(number))
 }
 
+fn moment(stored: &checkpoint_dedup::Checkpoint) -> Result<Moment> {
+    let moment = Moment::decode(&stored.blob(MOMENT_BLOB)?);
+    moment.with_context(|| format!("checkpoint {}", stored.number()))
+}
+
 fn decode(stored: &checkpoint_dedup::Checkpoint) -> Result<Checkpoint> {
     let number = u64::from(stored.number().0);
-    let moment = Moment::decode(&stored.blob(MOMENT_BLOB)?)
-        .with_context(|| format!("checkpoint {number}"))?;
+    let moment = moment(stored)?;
     let cpu = SavedCpu::from_blob(&stored.blob(CPU_BLOB)?)
         .with_context(|| format!("the CPU state of checkpoint {number}"))?;
     let frames = stored.space(RAM_SPACE)?.frames();
@@ -126,4 +154,54 @@ fn decode(stored: &checkpoint_dedup::Checkpoint) -> Result<Checkpoint> {
         ram_bytes: moment.ram_bytes,
         changed: Vec::new(),
     })
+}
+
+/// One interval: its two checkpoints and its log, and nothing else of the recording.
+pub(crate) struct RecordedInterval {
+    number: u64,
+    states: [Arc<Checkpoint>; 2],
+    stored: [checkpoint_dedup::Checkpoint; 2],
+    log: LogSegment,
+}
+
+impl RecordedInterval {
+    /// Which of the two checkpoints this is.
+    fn side(&self, number: u64) -> Result<usize, StoreError> {
+        match number.checked_sub(self.number) {
+            Some(side @ 0..=1) => Ok(side as usize),
+            _ => Err(format!(
+                "checkpoint {number} does not belong to interval {}",
+                self.number
+            )
+            .into()),
+        }
+    }
+}
+
+impl CheckpointSource for RecordedInterval {
+    fn checkpoints(&self) -> Result<u64, StoreError> {
+        Ok(self.number + 2)
+    }
+
+    fn checkpoint(&self, number: u64) -> Result<Arc<Checkpoint>, StoreError> {
+        Ok(Arc::clone(&self.states[self.side(number)?]))
+    }
+
+    fn page(&self, number: u64, gfn: Gfn, page: &mut PageBytes) -> Result<(), StoreError> {
+        let space = self.stored[self.side(number)?].space(RAM_SPACE)?;
+        let frame = u32::try_from(gfn.0)?;
+        Ok(space.read(Frame(frame), page)?)
+    }
+
+    fn content(&self, id: &[u8; 32], page: &mut PageBytes) -> Result<(), StoreError> {
+        *page = *self.log.page(PageId::from_bytes(*id))?;
+        Ok(())
+    }
+
+    fn segment(&self, interval: u64) -> Result<Vec<u8>, StoreError> {
+        match interval == self.number {
+            true => Ok(self.log.bytes().to_vec()),
+            false => Err(format!("interval {interval} is not interval {}", self.number).into()),
+        }
+    }
 }

@@ -99,7 +99,7 @@ impl Translator<'_> {
         };
         let access = MemoryAccess {
             bytes,
-            read: true,
+            read: false,
             write: true,
             alignment: 0,
             stack: false,

@@ -212,7 +212,7 @@ impl Translator<'_> {
 
     pub(super) fn call(&mut self, instruction: &Instruction) -> Flow {
         self.push_return();
-        self.emit_goto(self.branch_target(instruction));
+        self.emit_goto(self.branch_target(instruction), false);
         Flow::End
     }
 
