@@ -202,7 +202,8 @@ impl Engine {
     pub fn set_instruments(&mut self, instruments: Instruments) {
         let (position, cr3) = (self.here(), self.cpu.cr3);
         self.soft.probed().choose(instruments, position, cr3);
-        self.soft.flush_branches();
+        // Translations are others now, and the trace is told of mappings when they are cached.
+        self.soft.flush_all();
     }
 
     /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
@@ -303,14 +304,14 @@ impl Engine {
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
-        let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
-        if alive {
-            self.soft.probed().deliver(&event);
+        let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
+        if let Ok(delivered) = &delivered {
+            self.soft.probed().deliver(&event, delivered);
         }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
-        alive
+        delivered.is_ok()
     }
 
     /// Delivers the fault of the instruction at `cpu.rip`; takes one step.
