@@ -49,6 +49,8 @@ enum Outcome {
 struct Other {
     engine: Engine,
     ram: Arc<Ram>,
+    /// Frames that are not as in the origin, beside those written in this epoch.
+    behind: Vec<Gfn>,
 }
 
 /// The other ways, and RAM as it was at the start of the window.
@@ -70,7 +72,12 @@ impl Ways {
                 ..options.clone()
             };
             let engine = Engine::new(ram.clone(), cpuid.clone(), options)?;
-            Ok::<_, VcpuError>(Other { engine, ram })
+            let behind = Vec::new();
+            Ok::<_, VcpuError>(Other {
+                engine,
+                ram,
+                behind,
+            })
         };
         Ok(Self {
             origin: Ram::new(bytes).map_err(lost)?,
@@ -89,7 +96,15 @@ impl Ways {
 
     /// Keeps RAM as it is now.
     pub(super) fn remember(&mut self, ram: &Ram) -> Result<(), RamError> {
-        copy(ram, &self.origin)
+        let mut changed = Vec::new();
+        for gfn in frames(ram).filter(|gfn| differ(ram, &self.origin, *gfn)) {
+            self.origin.write(gfn.base(), &ram.page(gfn))?;
+            changed.push(gfn);
+        }
+        for (_, other) in &mut self.others {
+            other.behind.extend(&changed);
+        }
+        Ok(())
     }
 
     /// Executes the window in the other ways. `None`: all came to `state` and `ram`.
@@ -103,10 +118,11 @@ impl Ways {
         let mut same = true;
         for (_, other) in &mut self.others {
             let outcome = other.replay(&self.origin, window, None)?;
-            same &= outcome == Outcome::Came(Box::new(state.clone()))
-                && first_page_that_differs(ram, &other.ram).is_none();
+            same &= outcome == Outcome::Came(Box::new(state.clone()));
         }
-        if same {
+        let [(_, single), (_, cold)] = &self.others;
+        let wrong = |gfn: Gfn| differ(ram, &cold.ram, gfn);
+        if same && single.first_difference(cold).is_none() && !frames(ram).any(wrong) {
             return Ok(None);
         }
         let first = self.bisect(window, end)?;
@@ -125,8 +141,7 @@ impl Ways {
         };
         Ok(Some(Divergence {
             window: (window.start, end),
-            page: first_page_that_differs(&cold.ram, ram)
-                .map(|(gfn, offset)| gfn.base().0 + offset),
+            page: frames(ram).find_map(|gfn| first_byte_that_differs(&cold.ram, ram, gfn)),
             run_alone: first.is_none(),
             registers,
             first,
@@ -161,7 +176,7 @@ impl Ways {
             single.replay(&self.origin, window, stop)?,
             cold.replay(&self.origin, window, stop)?,
         );
-        Ok(outcomes.0 == outcomes.1 && first_page_that_differs(&single.ram, &cold.ram).is_none())
+        Ok(outcomes.0 == outcomes.1 && single.first_difference(cold).is_none())
     }
 
     /// The instruction at `step`, up to which both agree, and what each makes of it.
@@ -185,14 +200,13 @@ impl Ways {
                 (Vec::new(), Some(format!("{}: {how} at {at}", Way::Cold)))
             }
         };
-        let page = first_page_that_differs(&single.ram, &cold.ram);
         Ok(FirstDifference {
             step: Position::at(step),
             rip: before.rip,
             bytes,
             instruction,
             registers,
-            address: page.map(|(gfn, offset)| gfn.base().0 + offset),
+            address: single.first_difference(cold),
             strayed,
         })
     }
@@ -206,7 +220,7 @@ impl Other {
         window: &Window,
         stop: Option<Position>,
     ) -> Result<Outcome, VcpuError> {
-        copy(origin, &self.ram).map_err(lost)?;
+        self.restore(origin).map_err(lost)?;
         self.engine.load(&window.state, window.start)?;
         for call in &window.calls {
             if stop.is_some_and(|stop| self.here() >= stop) {
@@ -220,6 +234,28 @@ impl Other {
             }
         }
         Ok(Outcome::Came(Box::new(self.engine.save()?)))
+    }
+
+    /// Makes RAM equal to the origin and starts an epoch in which only the replay writes.
+    fn restore(&mut self, origin: &Ram) -> Result<(), RamError> {
+        let mut frames = self.ram.dirty_frames();
+        frames.append(&mut self.behind);
+        for gfn in frames {
+            self.ram.write(gfn.base(), &origin.page(gfn))?;
+        }
+        self.ram.begin_epoch(None);
+        self.engine.arm_write_tracking();
+        Ok(())
+    }
+
+    /// Address of the first byte in which two replays of one window differ.
+    fn first_difference(&self, other: &Self) -> Option<u64> {
+        let mut frames = self.ram.dirty_frames();
+        frames.extend(other.ram.dirty_frames());
+        frames.sort_unstable();
+        frames
+            .into_iter()
+            .find_map(|gfn| first_byte_that_differs(&self.ram, &other.ram, gfn))
     }
 
     fn here(&self) -> Position {
@@ -289,21 +325,17 @@ impl Other {
     }
 }
 
-/// Makes `to` equal to `from`.
-fn copy(from: &Ram, to: &Ram) -> Result<(), RamError> {
-    for gfn in (0..from.frames()).map(Gfn) {
-        let page = from.page(gfn);
-        if to.page(gfn) != page {
-            to.write(gfn.base(), &page)?;
-        }
-    }
-    Ok(())
+fn frames(ram: &Ram) -> impl Iterator<Item = Gfn> {
+    (0..ram.frames()).map(Gfn)
 }
 
-fn first_page_that_differs(one: &Ram, other: &Ram) -> Option<(Gfn, u64)> {
-    (0..one.frames()).map(Gfn).find_map(|gfn| {
-        let (one, other) = (one.page(gfn), other.page(gfn));
-        let offset = one.iter().zip(&other).position(|(a, b)| a != b)?;
-        Some((gfn, offset as u64))
-    })
+fn differ(one: &Ram, other: &Ram, gfn: Gfn) -> bool {
+    one.page(gfn) != other.page(gfn)
+}
+
+/// Its address.
+fn first_byte_that_differs(one: &Ram, other: &Ram, gfn: Gfn) -> Option<u64> {
+    let (one, other) = (one.page(gfn), other.page(gfn));
+    let offset = one.iter().zip(&other).position(|(a, b)| a != b)?;
+    Some(gfn.base().0 + offset as u64)
 }
