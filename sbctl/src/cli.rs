@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, show, simulate};
+use crate::{diff, log, record, run, selfcheck, show, simulate};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -22,6 +22,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs a guest without recording it
     Run(run::RunArguments),
+    /// Runs a guest and compares the engine's ways to execute it with each other
+    Selfcheck(selfcheck::SelfcheckArguments),
     /// Runs a guest and records it
     Record(record::RecordArguments),
     /// Simulates all intervals of a recording in parallel and verifies each

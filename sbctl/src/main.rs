@@ -18,6 +18,7 @@ mod quantity;
 mod record;
 mod recording;
 mod run;
+mod selfcheck;
 mod show;
 mod simulate;
 
@@ -42,6 +43,7 @@ fn command(cli: Cli) -> Result<Exit> {
     let environment = &Environment::new(cli.common)?;
     match cli.command {
         Command::Run(arguments) => run::run(arguments, environment),
+        Command::Selfcheck(arguments) => selfcheck::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
         Command::Simulate(arguments) => simulate::run(arguments, environment),
         Command::Verify(arguments) => simulate::verify(arguments, environment),
