@@ -160,7 +160,12 @@ impl Repository {
         let parts = self.all_parts()?;
         let kept = self.kept()?;
         let mut live = self.mark(&metas, &parts, &kept, progress)?;
-        let uses = survey(&metas, &sizes, &live);
+        let (uses, held) = survey(&metas, &sizes, &live);
+        if let Some(item) = live.all.first_not_in(&held) {
+            return Err(Error::Missing {
+                address: self.store.index.address(item),
+            });
+        }
         let (mut dead, mut moving, mut staying) = (Vec::new(), Vec::new(), Vec::new());
         let small = |u: &Use| u.file_bytes < SMALL_BYTES;
         let many = uses.iter().filter(|u| u.live_items > 0 && small(u)).count() >= MANY_SMALL;
@@ -260,8 +265,12 @@ impl Repository {
 }
 
 /// Counts what each pack holds. An item that is in several packs counts in one of them, rewritten
-/// packs first, so that the older copies go.
-fn survey(metas: &[Arc<PackMeta>], sizes: &BTreeMap<PackId, u64>, live: &Live) -> Vec<Use> {
+/// packs first, so that the older copies go. Also gives all live items that packs hold.
+fn survey(
+    metas: &[Arc<PackMeta>],
+    sizes: &BTreeMap<PackId, u64>,
+    live: &Live,
+) -> (Vec<Use>, ItemSet) {
     let mut metas: Vec<&Arc<PackMeta>> =
         metas.iter().filter(|m| sizes.contains_key(&m.id)).collect();
     metas.sort_by_key(|meta| (!meta.is_rewritten(), meta.id));
@@ -287,7 +296,7 @@ fn survey(metas: &[Arc<PackMeta>], sizes: &BTreeMap<PackId, u64>, live: &Live) -
         }
         out.push(this);
     }
-    out
+    (out, counted)
 }
 
 /// The items to move, and the bases that go although something to be moved needs them: those that
