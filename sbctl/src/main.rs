@@ -20,6 +20,7 @@ mod recording;
 mod run;
 mod show;
 mod simulate;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser;
@@ -49,5 +50,6 @@ fn command(cli: Cli) -> Result<Exit> {
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),
+        Command::Trace(arguments) => trace::run(arguments, environment),
     }
 }

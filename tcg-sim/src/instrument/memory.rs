@@ -324,7 +324,7 @@ impl MemoryTrace {
 
     /// Blocks get new numbers from now on.
     pub(crate) fn forget_blocks(&mut self) {
-        self.assembly.local.clear();
+        self.assembly.forget_blocks();
     }
 
     fn close(&mut self, cache: &CodeCache, core: &mut Core) {
@@ -381,8 +381,10 @@ impl MemoryTrace {
 #[derive(Default)]
 struct Assembly {
     builder: ChunkBuilder,
-    /// Numbers of blocks in the chunk, by their numbers in the cache.
-    local: HashMap<u32, u32>,
+    /// Numbers of blocks in the chunk, by their numbers in the cache; [`ABSENT`] where it has none.
+    local: Vec<u32>,
+    /// The blocks that have one.
+    present: Vec<u32>,
     page: u64,
     space: u64,
     /// Whether the chunk says which page and which space it begins in.
@@ -394,6 +396,9 @@ struct Assembly {
     /// The last pages that need no saying, by low bits of their number.
     recent: Recent,
 }
+
+/// No number of a block.
+const ABSENT: u32 = u32::MAX;
 
 struct Recent(Box<[u64; 1024]>);
 
@@ -413,7 +418,7 @@ impl Assembly {
         let start = self.builder.position();
         let full = std::mem::replace(&mut self.builder, ChunkBuilder::new(start));
         self.forget_said();
-        self.local.clear();
+        self.forget_blocks();
         self.placed = false;
         (!full.is_empty()).then(|| full.finish())
     }
@@ -425,6 +430,12 @@ impl Assembly {
     fn moved(&mut self, position: Position, cr3: u64) {
         self.builder = ChunkBuilder::new(position);
         self.space = cr3;
+    }
+
+    fn forget_blocks(&mut self) {
+        for id in self.present.drain(..) {
+            self.local[id as usize] = ABSENT;
+        }
     }
 
     fn forget_said(&mut self) {
@@ -467,9 +478,14 @@ impl Assembly {
         );
         if usize::from(from) < to {
             self.place();
-            for address in &words[1 + first..1 + behind] {
-                self.address(address.get());
+            let addresses = &words[1 + first..1 + behind];
+            for (index, address) in addresses.iter().enumerate() {
+                let page = address.get() >> 12;
+                if self.recent.0[page as usize & 1023] != page {
+                    self.meet(page, index);
+                }
             }
+            self.builder.addresses_of(addresses.iter().map(Cell::get));
             let local = self.local(id, block, facts);
             self.builder
                 .run(local, from as u8, to as u8, end & TAKEN != 0);
@@ -478,27 +494,34 @@ impl Assembly {
     }
 
     fn local(&mut self, id: u32, block: &Block, facts: &BlockFacts) -> u32 {
-        let builder = &mut self.builder;
-        *self
-            .local
-            .entry(id)
-            .or_insert_with(|| builder.block(traced(block, facts)))
+        match self.local.get(id as usize) {
+            Some(&local) if local != ABSENT => local,
+            _ => self.new_local(id, traced(block, facts)),
+        }
     }
 
-    fn address(&mut self, va: u64) {
-        let page = va >> 12;
-        let recent = &mut self.recent.0[page as usize & 1023];
-        if *recent != page {
-            *recent = page;
-            let frames = self.spaces.entry(self.space).or_default();
-            let frame = *frames
-                .get(&page)
-                .expect("it was mapped before it was accessed");
-            if self.said.insert(page, frame) != Some(frame) {
-                self.builder.map(page, frame);
-            }
+    #[cold]
+    fn new_local(&mut self, id: u32, block: TracedBlock) -> u32 {
+        let index = id as usize;
+        if self.local.len() <= index {
+            self.local.resize(index + 1, ABSENT);
         }
-        self.builder.address(va);
+        self.local[index] = self.builder.block(block);
+        self.present.push(id);
+        self.local[index]
+    }
+
+    /// A page is met, by the address `ahead` of the next, that may have to be said.
+    #[cold]
+    fn meet(&mut self, page: u64, ahead: usize) {
+        self.recent.0[page as usize & 1023] = page;
+        let frames = self.spaces.entry(self.space).or_default();
+        let frame = *frames
+            .get(&page)
+            .expect("it was mapped before it was accessed");
+        if self.said.insert(page, frame) != Some(frame) {
+            self.builder.map(page, frame, ahead);
+        }
     }
 
     fn event(&mut self, what: &What, given: &mut &[Given]) {
