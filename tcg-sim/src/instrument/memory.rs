@@ -172,6 +172,14 @@ impl MemoryTrace {
             word.set(header | (index as u64) << 48);
             core.trace += 8 + 8 * facts.accesses_before(index) as u64;
         }
+        // What came before accesses that are no more comes before what follows.
+        let here = self.here(core) as u32;
+        for event in self.events.iter_mut().rev() {
+            if event.at <= here {
+                break;
+            }
+            event.at = here;
+        }
     }
 
     /// The block that was left last did not retire its last instruction.
@@ -194,9 +202,12 @@ impl MemoryTrace {
         self.events.push(Event { at, what });
     }
 
-    /// A linear page means a frame in the present address space.
-    pub(crate) fn map(&mut self, page: u64, frame: u64, core: &Core) {
-        self.event(What::Map { page, frame }, core);
+    /// A linear page means a frame in the present address space, from access `access` of the block
+    /// that runs.
+    pub(crate) fn map(&mut self, access: usize, page: u64, frame: u64, core: &Core) {
+        let at = (self.here(core) + 1 + access) as u32;
+        let what = What::Map { page, frame };
+        self.events.push(Event { at, what });
     }
 
     /// The address space changes.
@@ -350,21 +361,27 @@ impl MemoryTrace {
         let end = self.here(core);
         let events = std::mem::take(&mut self.events);
         let given = std::mem::take(&mut self.given);
-        let (mut next, mut rest, mut at) = (events.iter().peekable(), &given[..], 0);
+        let mut queue = Queue {
+            events: &events,
+            given: &given,
+        };
+        let mut at = 0;
         loop {
-            while let Some(event) = next.next_if(|event| event.at as usize <= at) {
-                self.assembly.event(&event.what, &mut rest);
+            while let Some(what) = queue.due(at) {
+                self.assembly.event(what, &mut queue.given);
             }
             if at >= end {
                 break;
             }
-            at += self.assembly.word(&self.words[at..end], cache);
+            at += self
+                .assembly
+                .word(&self.words[at..end], at, &mut queue, cache);
             if self.assembly.is_full() {
                 self.hand_out();
             }
         }
         debug_assert!(
-            next.peek().is_none() && rest.is_empty(),
+            queue.events.is_empty() && queue.given.is_empty(),
             "events are in order"
         );
         (self.events, self.given) = (events, given);
@@ -374,6 +391,24 @@ impl MemoryTrace {
         if self.assembly.is_full() {
             self.hand_out();
         }
+    }
+}
+
+/// Events that are still to come.
+struct Queue<'a> {
+    events: &'a [Event],
+    given: &'a [Given],
+}
+
+impl<'a> Queue<'a> {
+    /// The next event, if it comes before word `at`.
+    fn due(&mut self, at: usize) -> Option<&'a What> {
+        let (event, rest) = self.events.split_first()?;
+        if event.at as usize > at {
+            return None;
+        }
+        self.events = rest;
+        Some(&event.what)
     }
 }
 
@@ -450,8 +485,14 @@ impl Assembly {
         }
     }
 
-    /// Takes the record at the front of the words; returns how many it has.
-    fn word(&mut self, words: &[Cell<u64>], cache: &CodeCache) -> usize {
+    /// Takes the record at the front of the words, word `at` of the buffer; returns how many it has.
+    fn word(
+        &mut self,
+        words: &[Cell<u64>],
+        at: usize,
+        queue: &mut Queue<'_>,
+        cache: &CodeCache,
+    ) -> usize {
         let word = words[0].get();
         if word & PAGE != 0 {
             self.page = word & !PAGE;
@@ -480,6 +521,9 @@ impl Assembly {
             self.place();
             let addresses = &words[1 + first..1 + behind];
             for (index, address) in addresses.iter().enumerate() {
+                while let Some(what) = queue.due(at + 1 + first + index) {
+                    self.event(what, &mut queue.given);
+                }
                 let page = address.get() >> 12;
                 if self.recent.0[page as usize & 1023] != page {
                     self.meet(page, index);
