@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, selfcheck, show, simulate};
+use crate::{diff, log, record, run, selfcheck, show, simulate, trace};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -39,4 +39,6 @@ pub(crate) enum Command {
     Log(log::LogArguments),
     /// Compares two checkpoints of a recording
     Diff(diff::DiffArguments),
+    /// Shows what is in a memory trace
+    Trace(trace::TraceArguments),
 }

@@ -21,6 +21,7 @@ mod run;
 mod selfcheck;
 mod show;
 mod simulate;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser;
@@ -51,5 +52,6 @@ fn command(cli: Cli) -> Result<Exit> {
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),
+        Command::Trace(arguments) => trace::run(arguments, environment),
     }
 }
