@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, show, simulate};
+use crate::{bisect, diff, log, merge, record, run, show, simulate};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Simulate(simulate::SimulateArguments),
     /// Simulates without instruments, only to prove
     Verify(simulate::VerifyArguments),
+    /// Joins the results of several runs, such as the shards of a batch job
+    Merge(merge::MergeArguments),
+    /// Finds the first point at which an interval goes another way
+    Bisect(bisect::BisectArguments),
     /// What `simulate` starts
     #[command(hide = true)]
     SimulateWorker(simulate::WorkerArguments),

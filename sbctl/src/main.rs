@@ -4,6 +4,7 @@
 //! command. Results go to standard output, progress and messages to standard error; errors are
 //! printed here and nowhere else.
 
+mod bisect;
 mod cli;
 mod console;
 mod diff;
@@ -13,6 +14,7 @@ mod exit;
 mod guest;
 mod interrupt;
 mod log;
+mod merge;
 mod progress;
 mod quantity;
 mod record;
@@ -45,6 +47,8 @@ fn command(cli: Cli) -> Result<Exit> {
         Command::Record(arguments) => record::run(arguments, environment),
         Command::Simulate(arguments) => simulate::run(arguments, environment),
         Command::Verify(arguments) => simulate::verify(arguments, environment),
+        Command::Merge(arguments) => merge::run(arguments, environment),
+        Command::Bisect(arguments) => bisect::run(arguments, environment),
         Command::SimulateWorker(arguments) => simulate::work(arguments, environment),
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),

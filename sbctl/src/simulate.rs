@@ -19,6 +19,8 @@ mod supervisor;
 mod worker;
 
 pub(crate) use configuration::{Configuration, InstrumentArguments};
+pub(crate) use finding::{Finding, Mode, Register};
+pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::Results;
 pub(crate) use worker::{WorkerArguments, run as work};

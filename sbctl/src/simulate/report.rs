@@ -135,6 +135,12 @@ impl Report {
         }
     }
 
+    /// What results that others made come to.
+    pub(crate) fn of_merge(merged: &Merged, results: &Results, wanted: &BTreeSet<u64>) -> Self {
+        let (ran, time) = (Ran::default(), Duration::ZERO);
+        Self::new(merged, results, wanted, &ran, time)
+    }
+
     /// How the command ends.
     pub(crate) fn exit(&self) -> Exit {
         match (self.verified == self.intervals, self.interrupted) {

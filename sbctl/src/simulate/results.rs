@@ -152,6 +152,28 @@ impl Results {
         Ok(Self { directory })
     }
 
+    /// Opens results that are there already; none if there are none of this configuration.
+    pub(crate) fn open(
+        root: &Path,
+        source: &Source,
+        configuration: &Configuration,
+    ) -> Result<Option<Self>> {
+        let directory = root.join(configuration.key());
+        let found = read_json::<OfRecording>(&root.join("recording.json"))?;
+        let same = found.is_some_and(|found| found.id == source.id_text());
+        Ok((same && directory.is_dir()).then_some(Self { directory }))
+    }
+
+    /// Takes over the result of an interval from other results, unless a proven one is here.
+    pub(crate) fn take(&self, other: &Self, interval: u64) -> Result<()> {
+        let proven = |result: &IntervalResult| result.finding.is_verified();
+        match (self.get(interval)?, other.get(interval)?) {
+            (Some(here), _) if proven(&here) => Ok(()),
+            (_, Some(there)) => self.put(&there),
+            (_, None) => Ok(()),
+        }
+    }
+
     /// The folder.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
