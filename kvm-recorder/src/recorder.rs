@@ -176,7 +176,9 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
                 self.pace.retry();
                 return Ok(None);
             }
-            self.journal.prepare(&cpu, &self.guest.ram);
+            if self.guest.bus.writes_ram_unasked() {
+                self.journal.prepare(&cpu, &self.guest.ram);
+            }
         }
         let now = self.let_time_pass();
         self.log_writes()?;
@@ -435,6 +437,7 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
             log_raw_bytes: log.raw_bytes,
             events: self.journal.events,
             positions: self.journal.positions,
+            landmarks: self.journal.landmarks(),
         })
     }
 }

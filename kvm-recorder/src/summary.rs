@@ -30,6 +30,17 @@ pub struct PositionCounts {
     pub follows: u64,
 }
 
+/// What taking landmarks cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LandmarkCost {
+    /// Landmarks taken; more than were logged where devices may write RAM unasked.
+    pub taken: u64,
+    /// Host time that the guest stood still for them.
+    pub time: Duration,
+    /// Pages hashed.
+    pub pages: u64,
+}
+
 /// How long the guest stood still for checkpoints, from saving its registers until it could go on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pauses(Vec<Duration>);
@@ -89,6 +100,8 @@ pub struct Summary {
     pub events: EventCounts,
     /// Positions by kind.
     pub positions: PositionCounts,
+    /// What landmarks cost.
+    pub landmarks: LandmarkCost,
 }
 
 #[cfg(test)]

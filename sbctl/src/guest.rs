@@ -148,7 +148,7 @@ impl GuestArguments {
             },
         )
         .with_context(|| format!("cannot load {}", self.kernel.display()))?;
-        let cpuid = CpuidTable::x86_64_v2();
+        let cpuid = CpuidTable::of_host();
         let mut vcpu = Engine::new(ram.clone(), cpuid.clone(), EngineOptions::default())?;
         vcpu.load(&loaded.state, Position::default())?;
         Ok(Guest {

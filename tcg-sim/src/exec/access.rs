@@ -2,6 +2,8 @@
 
 use super::engine::{Engine, Left, Next};
 use super::soft::Piece;
+use crate::instrument::facts::AccessFact;
+use crate::instrument::probe::Noted;
 use crate::jit::block::{MemoryAccess, Site};
 use crate::mmu::{Access, AccessType};
 use crate::sys::{self, Fault, vector};
@@ -82,6 +84,9 @@ impl Engine {
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
+            let bytes = usize::from(access.bytes);
+            let gpa = mapping.gpa;
+            self.note(va, access, Piece { gpa, bytes }, None);
         } else {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
@@ -120,6 +125,7 @@ impl Engine {
                 .read_piece(second.gpa, &mut bytes[first.bytes..total]);
         }
         self.watch(va, total as u64, access.write);
+        self.note(va, access, first, second);
         if access.write {
             self.owed = Some(Owed {
                 first,
@@ -149,6 +155,18 @@ impl Engine {
             self.soft
                 .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
         }
+    }
+
+    /// Notes an access of an instruction that runs alone.
+    fn note(&mut self, va: u64, access: MemoryAccess, first: Piece, second: Option<Piece>) {
+        self.soft.probe.note(Noted {
+            va,
+            gpa: first.gpa.0,
+            second: second.map(|piece| piece.gpa.0),
+            bytes: access.bytes.into(),
+            direction: AccessFact::of(access).direction,
+            system: false,
+        });
     }
 
     /// Compares an access with the data breakpoints.

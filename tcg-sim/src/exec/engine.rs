@@ -1,9 +1,11 @@
 //! The engine: a vCPU that translates.
 
 use super::access::Owed;
+use super::arrive::Search;
 use super::cache::CodeCache;
 use super::soft::Soft;
 use super::traps;
+use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
@@ -11,11 +13,12 @@ use crate::jit::mode::Mode;
 use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
-use machine::cpuid::CpuidTable;
+use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -120,6 +123,8 @@ pub struct Engine {
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
     pub(super) counters: EngineCounters,
+    /// The state that is looked for.
+    pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
 }
 
@@ -137,7 +142,7 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = host_vendor();
+        let vendor = vendor_of(&cpuid);
         let decoder_options = if vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
@@ -170,6 +175,7 @@ impl Engine {
             watch_hits: 0,
             options,
             counters: EngineCounters::default(),
+            search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
     }
@@ -186,6 +192,43 @@ impl Engine {
     /// Drops every translation and cached address, which the guest cannot notice (E7).
     pub fn drop_caches(&mut self) {
         self.soft.reset();
+    }
+
+    /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
+    /// cannot notice.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        let (position, cr3) = (self.here(), self.cpu.cr3);
+        self.soft.probed().choose(instruments, position, cr3);
+        self.soft.flush_branches();
+    }
+
+    /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
+    pub fn counts(&mut self) -> Counts {
+        self.soft.probed().counts()
+    }
+
+    /// Completes the memory trace, if there is one; counts go on.
+    ///
+    /// # Errors
+    /// What the sink of the trace says.
+    pub fn finish_trace(&mut self) -> io::Result<()> {
+        let position = self.here();
+        self.soft.probed().finish(position)
+    }
+
+    /// Notes that the run may come back to here.
+    pub(crate) fn mark_instruments(&mut self) {
+        self.soft.probed().mark();
+    }
+
+    /// Forgets what was learned since the last mark, and the mark.
+    pub(crate) fn rewind_instruments(&mut self) {
+        self.soft.probed().go_back();
+    }
+
+    /// Forgets the oldest mark.
+    pub(crate) fn settle_instruments(&mut self) {
+        self.soft.probed().settle();
     }
 
     pub(super) fn env(&mut self) -> &mut Env {
@@ -211,9 +254,7 @@ impl Engine {
     pub(super) fn pull(&mut self) {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
-        let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
-        self.cpu.rflags =
-            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+        self.cpu.rflags = core.rflags();
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -254,7 +295,11 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
+        if alive {
+            self.soft.probed().deliver(&event);
+        }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
@@ -285,10 +330,14 @@ impl Engine {
                 source: Box::new(source),
             });
         }
+        if let Some(source) = self.soft.probe.failure() {
+            let operation = "keeping the memory trace";
+            return Err(VcpuError::Host { operation, source });
+        }
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
         }
-        if until.is_some_and(|until| self.here() >= until) {
+        if self.has_arrived() || until.is_some_and(|until| self.here() >= until) {
             return Ok(Some(Exit::Reached));
         }
         if self.window_requested && self.window_open() {
@@ -347,13 +396,14 @@ impl Engine {
 
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
+        let allowed = self.soft.probed().allow(steps);
         if steps == 0 || self.stepping_needed() {
             self.set_budget(steps.max(1));
             return self.step_one(rep_limit);
         }
         // A shadow ends after one instruction, and what it hid must be seen then.
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
-        self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
+        self.set_budget(if shadowed { 1 } else { allowed.min(QUANTUM) });
         let (shadow, resume_flag, start) =
             (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.here());
         self.cpu.shadow = Shadow::None;
@@ -386,6 +436,7 @@ impl Engine {
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
         self.env().core.resume = near;
+        self.soft.probed().page(page_base);
         loop {
             self.soft.code_changed = false;
             self.enter();
@@ -393,7 +444,8 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    if self.env().core.budget <= 0 || self.soft.ram_error.is_some() {
+                    let over = self.env().core.budget <= 0 || self.soft.ram_error.is_some();
+                    if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
                     block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -402,6 +454,7 @@ impl Engine {
                     };
                     let near = self.soft.cache.block(block).near;
                     self.env().core.page_base = rip & !0xfff;
+                    self.soft.probed().page(rip & !0xfff);
                     self.env().core.resume = near;
                 }
                 Next::Left(left) => return Ok(left),
@@ -441,8 +494,23 @@ impl Engine {
                 instruction,
                 resume,
             } => self.handle_execute(site, &instruction, resume),
-            SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
+            SiteKind::Goto {
+                target,
+                link,
+                taken,
+            } => {
+                self.soft.probe.note_taken(taken);
+                Ok(self.handle_goto(target, link))
+            }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
+            SiteKind::Stop { resume } => {
+                let offset = self.soft.cache.block(site.block).key.offset;
+                let rip = self.env().core.page_base.wrapping_add(u64::from(offset));
+                Ok(match self.arrives_at(rip) {
+                    true => Next::Left(Left::Boundary),
+                    false => Next::Resume(resume),
+                })
+            }
             SiteKind::Budget => {
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
@@ -464,6 +532,8 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
+        let index = usize::from(site.index);
+        self.soft.probed().rewind(site.block, index);
         self.cpu.rip = self
             .env()
             .core
@@ -476,6 +546,9 @@ impl Engine {
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
+        if self.arrives_at(rip) {
+            return Next::Go(rip);
+        }
         let flushes = self.soft.cache.flushes;
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
@@ -504,13 +577,14 @@ impl Engine {
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
             self.owed = None;
+            self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
             }
             return Next::Left(self.deliver_fault(Fault::GP0));
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        if one_step || self.env().core.budget <= 0 {
+        if one_step || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -593,12 +667,11 @@ impl Soft {
     }
 }
 
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // "GenuineIntel" and the designs derived from it; all others follow AMD.
-    if leaf.ebx == 0x756e_6547 {
-        Vendor::Intel
-    } else {
-        Vendor::Amd
+/// Whose rules hold for guests with this table: those of the maker it names. A table that names none
+/// that is known gets the host's, as its undefined results are the host's anyway.
+fn vendor_of(table: &CpuidTable) -> Vendor {
+    match table.maker().unwrap_or_else(Maker::of_host) {
+        Maker::Intel => Vendor::Intel,
+        Maker::Amd => Vendor::Amd,
     }
 }

@@ -1,8 +1,9 @@
 //! The runtime around translated code.
 
 mod access;
+mod arrive;
 mod bus;
-mod cache;
+pub(crate) mod cache;
 mod engine;
 mod fpu;
 mod frames;
@@ -12,6 +13,7 @@ mod step;
 mod traps;
 mod vcpu;
 
+pub(crate) use arrive::Target;
 pub use engine::{Engine, EngineCounters, EngineOptions};
 
 use machine::state::{CpuState, cr0, efer};

@@ -6,6 +6,7 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
 use crate::jit::mode::Mode;
@@ -32,12 +33,33 @@ struct Space {
     used: u64,
 }
 
+/// Where blocks end early.
+#[derive(Default)]
+struct Watch {
+    /// Linear address; 0 at first, which is as good as any.
+    rip: u64,
+    /// The frames found under its page since it is watched.
+    frames: Vec<Gfn>,
+}
+
+impl Watch {
+    /// Whether `gfn` is a frame under the watched page, seen now for the first time.
+    fn misses(&self, rip: u64, gfn: Gfn) -> bool {
+        (self.rip ^ rip) < PAGE_BYTES && !self.frames.contains(&gfn)
+    }
+
+    fn offset_in(&self, gfn: Gfn) -> Option<u16> {
+        let offset = (self.rip % PAGE_BYTES) as u16;
+        self.frames.contains(&gfn).then_some(offset)
+    }
+}
+
 /// See the module.
 pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules the host follows where vendors differ.
+    /// Whose rules hold where vendors differ.
     pub(crate) vendor: Vendor,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
@@ -50,6 +72,9 @@ pub(crate) struct Soft {
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+    /// Where blocks end early, because a state is looked for there.
+    watch: Watch,
+    pub(crate) probe: Probe,
 }
 
 /// One page's part of an access.
@@ -75,6 +100,17 @@ impl Soft {
             code_changed: false,
             ram_error: None,
             watched: None,
+            watch: Watch::default(),
+            probe: Probe::default(),
+        }
+    }
+
+    /// The instruments with what they work on.
+    pub(crate) fn probed(&mut self) -> Probed<'_> {
+        Probed {
+            probe: &mut self.probe,
+            cache: &self.cache,
+            core: &mut self.spaces[self.current].env.get_mut().core,
         }
     }
 
@@ -96,6 +132,7 @@ impl Soft {
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
+        self.probed().space(cr3);
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
         let next = found.unwrap_or_else(|| self.replace_space(cr3));
@@ -146,6 +183,7 @@ impl Soft {
     /// Forgets everything derived from RAM or paging state.
     pub(crate) fn reset(&mut self) {
         self.flush_all();
+        self.probed().clear();
         self.cache.clear();
         self.frames.clear();
     }
@@ -281,6 +319,7 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -337,16 +376,41 @@ impl Soft {
             return Err(Fault::GP0);
         }
         let gfn = self.fetch(cpu, rip)?;
+        if self.watch.misses(rip, gfn) {
+            self.split_at_watch(gfn);
+        }
         let key = BlockKey {
             gfn,
             offset: (rip % PAGE_BYTES) as u16,
             mode,
             limit,
+            instruments: self.probe.set(),
         };
         match self.cache.find(&key) {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
             Some(id) => self.check_second(cpu, rip, key, id),
             None => self.make_block(cpu, rip, key),
+        }
+    }
+
+    /// Makes blocks end before `rip`, and begin there with a comparison, from the next one that is
+    /// looked up on: all that are known for its page are looked up anew.
+    pub(crate) fn watch_for(&mut self, rip: u64) {
+        if self.watch.rip != rip {
+            self.watch = Watch {
+                rip,
+                frames: Vec::new(),
+            };
+            self.flush_branches();
+        }
+    }
+
+    /// The frame is one that the watched address is fetched from: its blocks that hold the address go.
+    fn split_at_watch(&mut self, gfn: Gfn) {
+        self.watch.frames.push(gfn);
+        let offset = self.watch.rip % PAGE_BYTES;
+        if self.cache.invalidate(gfn, offset, 1, &mut self.frames) {
+            self.flush_branches();
         }
     }
 
@@ -374,6 +438,7 @@ impl Soft {
 
     fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
         if !self.cache.has_room() {
+            self.probed().clear();
             self.cache.clear();
             self.frames.clear_code();
             self.flush_branches();
@@ -384,10 +449,13 @@ impl Soft {
             bytes: first,
             second: None,
             in_ram: self.is_ram(key.gfn),
+            stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         match self.cache.translate(key, &guest, &mut self.frames) {
             Ok((id, writers)) => {
                 writers.into_iter().for_each(|w| self.revoke(w));
+                self.instrumented(id);
                 Ok(id)
             }
             Err(NoTranslation::TooLong) => Err(Fault::GP0),
@@ -414,13 +482,24 @@ impl Soft {
             bytes: &bytes,
             second: in_ram.then_some(second),
             in_ram,
+            stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         let (id, writers) = self
             .cache
             .translate(key, &guest, &mut self.frames)
             .map_err(|_| Fault::GP0)?;
         writers.into_iter().for_each(|w| self.revoke(w));
+        self.instrumented(id);
         Ok(id)
+    }
+
+    /// Gives a new block the counters that it uses.
+    fn instrumented(&mut self, id: BlockId) {
+        let slots = self.cache.block(id).facts.as_ref().map(|f| f.slots.len());
+        if let Some(slots) = slots {
+            self.probed().translated(slots);
+        }
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.

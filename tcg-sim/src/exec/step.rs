@@ -3,6 +3,7 @@
 use super::engine::{Engine, Left, Next, PendingRead};
 use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
 use super::operand::memory_operand;
+use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
 use crate::jit::translate::is_undefined;
 use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
@@ -30,6 +31,7 @@ impl Engine {
         self.counters.executed_in_rust += 1;
         self.rewind(site);
         self.pull();
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let block = self.soft.cache.block(site.block);
         let unused = block.insns.len() as i64 - i64::from(site.index);
         let alone = block.key.mode.is_one_step();
@@ -44,6 +46,9 @@ impl Engine {
         if outcome == Outcome::Next && !alone && self.may_resume(site) {
             self.rep_iterations = 0;
             self.push();
+            self.soft.probed().retire(Branch::of(&instruction));
+            let next = usize::from(site.index) + 1;
+            self.soft.probed().resume(site.block, next);
             self.add_steps(unused);
             return Ok(Next::Resume(resume));
         }
@@ -93,7 +98,7 @@ impl Engine {
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
-        let limit = self.rep_limit;
+        let limit = self.rep_limit.min(self.iterations_to_target());
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
     }
 
@@ -113,8 +118,11 @@ impl Engine {
                 return Ok(exit(Exit::TimestampRead));
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
-            Outcome::PortWrite { retired: false, .. } => self.iterated(1),
-            _ => self.retire(),
+            Outcome::PortWrite { retired: false, .. } => {
+                self.soft.probed().iterate(1, None);
+                self.iterated(1);
+            }
+            _ => self.retire(Branch::of(instruction)),
         }
         if let Outcome::AddressSpace { .. } = outcome {
             self.soft.switch_space(self.cpu.cr3);
@@ -163,7 +171,8 @@ impl Engine {
         self.cpu.rflags |= rflags::RF;
     }
 
-    fn retire(&mut self) {
+    fn retire(&mut self, branch: Option<Branch>) {
+        self.soft.probed().retire(branch);
         self.add_steps(1);
         self.rep_iterations = 0;
         self.retired = true;
@@ -218,6 +227,7 @@ impl Engine {
             Ok(block) => block,
             Err(fault) => return Ok(self.deliver_fault(fault)),
         };
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let page_base = self.cpu.rip & !0xfff;
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
@@ -230,7 +240,9 @@ impl Engine {
                     self.pay();
                     self.cpu.rip = rip;
                     if !self.retired {
-                        self.retire();
+                        let facts = self.soft.cache.block(block).facts.as_ref();
+                        let branch = facts.and_then(|f| f.facts.insns[0].branch);
+                        self.retire(branch);
                     }
                     return Ok(Left::Boundary);
                 }

@@ -16,6 +16,8 @@ use std::ptr::NonNull;
 pub(crate) const TLB_ENTRIES: usize = 1024;
 /// Entries of each indirect-branch cache, a power of two.
 pub(crate) const IBTC_ENTRIES: usize = 2048;
+/// No page has this address, negated: it is not a multiple of the page size.
+pub(crate) const NO_STOP: u64 = 1;
 /// Bytes from the start of [`Env`] to the address in RSP.
 const BASE: usize = 140;
 /// Room below the block for signal frames of handlers without an alternate stack.
@@ -64,7 +66,8 @@ pub(crate) struct Core {
     pub(crate) interrupt_flag: u64,
     /// Direction flag as it stands in RFLAGS (0 or 0x400).
     pub(crate) direction_flag: u64,
-    _spare: u64,
+    /// Host address of the instruments' counters.
+    pub(crate) counters: u64,
     /// `call` and signal-free scratch: nothing may live here.
     _scratch: [u8; 16],
     // Reach of positive eight-bit displacements starts here (offset +4).
@@ -121,6 +124,12 @@ pub(crate) struct Core {
     pub(crate) bit_mask64: u64,
     /// All arithmetic flags of a host RFLAGS image.
     pub(crate) oszapc_mask: u64,
+    /// Negated address of the page of the state that is looked for, or [`NO_STOP`].
+    pub(crate) stop_page: u64,
+    /// Negated general-purpose registers of that state, in encoding order.
+    pub(crate) stop_gpr: [u64; 16],
+    /// Where the memory trace goes on.
+    pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.
     pub(crate) bounce: Bounce,
     pub(crate) xmm: [u128; 16],
@@ -271,6 +280,12 @@ impl Core {
         ]
     }
 
+    /// RFLAGS, RF apart.
+    pub(crate) fn rflags(&self) -> u64 {
+        let (low, overflow) = (self.flags >> 8 & 0xd5, (self.flags & 1) << 11);
+        low | overflow | self.system_flags | self.interrupt_flag | self.direction_flag
+    }
+
     /// Replaces the sixteen general-purpose registers.
     pub(crate) fn set_gprs(&mut self, gpr: &[u64; 16]) {
         [
@@ -320,6 +335,7 @@ impl EnvBox {
         core.bit_mask32 = 31;
         core.bit_mask64 = 63;
         core.oszapc_mask = machine::state::rflags::OSZAPC;
+        core.stop_page = NO_STOP;
         this
     }
 

@@ -38,6 +38,7 @@ pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result
                 return Ok(());
             }
             Err(second) => {
+                bus.forget();
                 // CR2 is the second page fault's even where a double fault takes its place.
                 note_registers(cpu, &second);
                 let Some(next) = escalate(class_of(&event), second) else {
@@ -253,6 +254,6 @@ pub(super) fn push_frame(
     }
     let va = top.wrapping_sub(len as u64);
     check_canonical(Place { stack: true, va }, len).map_err(|_| Fault::ss(ext))?;
-    bus.write(cpu, va, &bytes[..len], AccessKind::AtCpl(cpl))?;
+    bus.write_slots(cpu, va, &bytes[..len], 8, AccessKind::AtCpl(cpl))?;
     Ok(va)
 }

@@ -107,10 +107,11 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let cs = u64::from(ctx.cpu.segs[Seg::Cs as usize].selector);
     frame[size..2 * size].copy_from_slice(&cs.to_le_bytes()[..size]);
     descriptor::mark(ctx.cpu, ctx.bus, target.selector, target.code, 1)?;
-    ctx.bus.write(
+    ctx.bus.write_slots(
         ctx.cpu,
         place.va,
         &frame[..2 * size],
+        size,
         super::AccessKind::Data,
     )?;
     enter(ctx, &target)?;

@@ -135,7 +135,8 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     )?;
     ctx.bus
         .prepare_write(ctx.cpu, rsp, size, AccessKind::Data)?;
-    ctx.bus.write(ctx.cpu, place.va, bytes, AccessKind::Data)?;
+    ctx.bus
+        .write_slots(ctx.cpu, place.va, bytes, size, AccessKind::Data)?;
     // The 16-bit form replaces only BP.
     let rbp = if size == 2 {
         (old_rbp & !0xffff) | (frame_pointer & 0xffff)

@@ -43,7 +43,7 @@ mod string;
 mod syscall;
 mod tables;
 
-pub use bus::{AccessKind, SysBus, Vendor};
+pub use bus::{AccessKind, StringOperand, StringRun, SysBus, Vendor};
 pub use deliver::deliver;
 pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};

@@ -5,7 +5,8 @@
 //! operands have inside one page.
 
 use super::context::{Context, Place, mask};
-use super::{Fault, Outcome, run};
+use super::{Fault, Outcome, StringOperand, StringRun, run};
+use crate::instrument::Direction;
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use machine::state::{Gpr, cr0, rflags};
@@ -169,6 +170,7 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         let n = match chunk(ctx, kind, repeat, shape, budget)? {
             0 => {
                 element(ctx, kind, shape)?;
+                ctx.bus.iterated(1, None);
                 1
             }
             n => n,
@@ -284,12 +286,12 @@ fn chunk(
             return Ok(0);
         }
     }
+    let written = matches!(kind, Kind::Movs | Kind::Stos);
     let mut to = None;
     if uses_destination {
-        let write = matches!(kind, Kind::Movs | Kind::Stos);
         to = ctx
             .bus
-            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, write)?;
+            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, written)?;
         if to.is_none() {
             return Ok(0);
         }
@@ -300,6 +302,24 @@ fn chunk(
         backward: shape.backward,
     };
     let done = perform(ctx, kind, repeat, elements, (from, to));
+    let operand = |va, direction| StringOperand {
+        va,
+        bytes: shape.size as u8,
+        direction,
+    };
+    let direction = if written {
+        Direction::Write
+    } else {
+        Direction::Read
+    };
+    let run = StringRun {
+        operands: [
+            uses_source.then(|| operand(source, Direction::Read)),
+            uses_destination.then(|| operand(destination, direction)),
+        ],
+        backward: shape.backward,
+    };
+    ctx.bus.iterated(done, Some(&run));
     step(ctx, kind, shape, done);
     Ok(done)
 }

@@ -9,7 +9,7 @@ mod entries;
 mod rights;
 
 use super::{Case, Suite};
-use crate::guest::{Guest, Size, asm, pte};
+use crate::guest::{Guest, Size, asm};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 

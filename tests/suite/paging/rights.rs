@@ -1,7 +1,7 @@
 //! Rights of the page and of the levels above it, and the control bits that change them.
 
 use super::super::case;
-use super::{Case, TOUCHES, Touch, touch_page};
+use super::{Case, PAGE, TOUCHES, Touch, touch_page};
 use crate::guest::{Size, pte};
 use machine::state::{cr0, cr4, efer};
 

@@ -18,16 +18,25 @@ fn in_page(target: i64) -> bool {
 
 impl Translator<'_> {
     /// Goes on at a page-relative address: linked within the page, looked up across pages, since
-    /// which code is there depends on the page tables.
-    pub(super) fn emit_goto(&mut self, target: i64) {
+    /// which code is there depends on the page tables. `taken`: by a conditional branch.
+    pub(super) fn emit_goto(&mut self, target: i64, taken: bool) {
+        self.note_exit(taken);
         if self.one_step {
             let from = self.asm.jmp();
-            let site = self.new_site(SiteKind::Goto { target, link: None });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link: None,
+                taken,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else if in_page(target) {
             let from = self.asm.jmp();
             let link = Some(self.request.host + from.0 as u64);
-            let site = self.new_site(SiteKind::Goto { target, link });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link,
+                taken,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else {
             self.asm.load(T0, Mem::env(disp!(page_base)));
@@ -38,12 +47,17 @@ impl Translator<'_> {
                     self.asm.lea(T0, Mem::sum(T0, T1, 0));
                 }
             }
-            self.emit_indirect(0);
+            self.emit_lookup(0);
         }
     }
 
     /// Goes on at the guest-linear address in T0 through the indirect-branch cache.
     pub(super) fn emit_indirect(&mut self, undo_rsp: i32) {
+        self.note_exit(false);
+        self.emit_lookup(undo_rsp);
+    }
+
+    fn emit_lookup(&mut self, undo_rsp: i32) {
         let site = self.new_site(SiteKind::Indirect { undo_rsp });
         if self.one_step {
             let from = self.asm.jmp();
@@ -62,7 +76,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn jump(&mut self, instruction: &Instruction) -> Flow {
-        self.emit_goto(instruction.near_branch64() as i64);
+        self.emit_goto(instruction.near_branch64() as i64, false);
         Flow::End
     }
 
@@ -92,10 +106,14 @@ impl Translator<'_> {
         let target = instruction.near_branch64() as i64;
         let last = usize::from(self.index) + 1 == self.total;
         let from = self.asm.jcc(condition);
-        if last && in_page(target) && !self.one_step {
+        if last && in_page(target) && !self.one_step && !self.notes_branches() {
             // Nothing to give back: the jump itself becomes the link.
             let link = Some(self.request.host + from.0 as u64);
-            let site = self.new_site(SiteKind::Goto { target, link });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link,
+                taken: true,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else {
             self.tails.push(Tail::SideExit {

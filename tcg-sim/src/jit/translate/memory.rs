@@ -138,6 +138,11 @@ impl Translator<'_> {
     /// Checks that the access may go ahead directly and leaves the addend in T1: the bytes are at
     /// host address `register + T1`. Clobbers RCX; on the slow path T0 as well.
     pub(super) fn check(&mut self, address: Address, access: MemoryAccess) {
+        self.emit_check(address, access);
+        self.note_access(address, access);
+    }
+
+    fn emit_check(&mut self, address: Address, access: MemoryAccess) {
         if self.one_step {
             let from = self.asm.jmp();
             self.slow_memory(from, address, access);

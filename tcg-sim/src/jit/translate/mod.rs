@@ -5,15 +5,17 @@
 //! the instruction. RFLAGS hold the guest's arithmetic flags throughout; what the translator adds
 //! leaves them alone.
 
+mod arrive;
 mod branch;
 mod classify;
 mod memory;
 mod native;
+mod probe;
 mod special;
 mod stack;
 
 use super::asm::{Asm, Host, Mem, Patch};
-use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
+use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
@@ -41,7 +43,11 @@ pub(crate) struct Request<'a> {
     pub(crate) leave: u64,
     /// Number of the first site.
     pub(crate) first_site: u32,
+    /// Page offset at which the state that is looked for may be met: blocks end before it.
+    pub(crate) stop: Option<u16>,
     pub(crate) decoder_options: u32,
+    /// Number of the first counter that the block may use.
+    pub(crate) first_slot: u32,
 }
 
 /// A finished translation.
@@ -51,6 +57,7 @@ pub(crate) struct Translation {
     pub(crate) insns: Vec<Insn>,
     pub(crate) near: u64,
     pub(crate) chunks: u64,
+    pub(crate) facts: Option<Box<Instrumented>>,
 }
 
 /// Why there is no translation.
@@ -104,6 +111,7 @@ pub(crate) struct Translator<'a> {
     index: u16,
     /// Page offset behind the instruction being emitted.
     next_offset: i64,
+    notes: probe::Notes,
 }
 
 /// Translates a superblock.
@@ -124,6 +132,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         total: decoded.len(),
         index: 0,
         next_offset: 0,
+        notes: probe::Notes::new(request.key.instruments, request.first_slot),
         request,
     };
     let near = translator.emit(&decoded);
@@ -137,6 +146,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         insns: translator.insns,
         near,
         chunks,
+        facts: translator.notes.finish(),
     })
 }
 
@@ -155,6 +165,13 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
     let mut decoded = Vec::new();
     while decoded.len() < limit {
         let start = decoder.position();
+        if start != 0
+            && request
+                .stop
+                .is_some_and(|stop| u64::from(stop) == decoder.ip())
+        {
+            break;
+        }
         let instruction = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             let available = request.bytes.len() - start;
@@ -182,10 +199,15 @@ impl Translator<'_> {
         self.asm
             .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
         self.asm.store(Mem::env(disp!(page_base)), T0);
+        self.note_page();
         let near = self.host_here();
         if !self.one_step {
+            if self.request.stop == Some(self.request.key.offset) {
+                self.emit_stop_check();
+            }
             self.emit_budget_check();
         }
+        self.note_entry();
         let mut flow = Flow::Next;
         for (index, (instruction, class)) in decoded.iter().enumerate() {
             self.index = index as u16;
@@ -195,10 +217,11 @@ impl Translator<'_> {
                 length: instruction.len() as u8,
                 host: self.asm.offset() as u32,
             });
+            self.note_insn(instruction);
             flow = self.emit_one(instruction, *class);
         }
         if flow == Flow::Next {
-            self.emit_goto(self.next_offset);
+            self.emit_goto(self.next_offset, false);
         }
         self.emit_tails();
         near
@@ -268,7 +291,7 @@ impl Translator<'_> {
         self.tails.push(Tail::Leave { from, site });
         // A block that ends here is left anyway; what follows is reached only if nothing happened.
         if ends {
-            self.emit_goto(self.next_offset)
+            self.emit_goto(self.next_offset, false)
         }
         if ends { Flow::End } else { Flow::Next }
     }
@@ -311,7 +334,8 @@ impl Translator<'_> {
                     self.asm.bind(from);
                     self.index = index;
                     self.refund(index);
-                    self.emit_goto(target);
+                    self.note_taken();
+                    self.emit_goto(target, true);
                 }
             }
         }

@@ -107,7 +107,7 @@ impl Translator<'_> {
         };
         let access = MemoryAccess {
             bytes,
-            read: true,
+            read: false,
             write: true,
             alignment: 0,
             stack: false,

@@ -191,7 +191,7 @@ impl Translator<'_> {
 
     pub(super) fn call(&mut self, instruction: &Instruction) -> Flow {
         self.push_return();
-        self.emit_goto(instruction.near_branch64() as i64);
+        self.emit_goto(instruction.near_branch64() as i64, false);
         Flow::End
     }
 
