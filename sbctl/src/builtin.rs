@@ -36,7 +36,7 @@ pub(crate) fn kernel(ticks: u32, tick_ns: u64) -> Result<Vec<u8>, IcedError> {
     put(HANDLER, &handler()?);
     let count = (tick_ns * TIMER_HZ / 1_000_000_000).clamp(2, 0xffff) as u16;
     put(ENTRY, &main(count)?);
-    Ok(elf(&image))
+    Ok(elf(&image, IDT, ENTRY))
 }
 
 fn interrupt_gate(handler: u64) -> [u8; 16] {
@@ -48,9 +48,11 @@ fn interrupt_gate(handler: u64) -> [u8; 16] {
     gate
 }
 
-/// One loadable segment at its physical address.
-fn elf(image: &[u8]) -> Vec<u8> {
+/// An executable of one segment that is loaded to `address`, readable, writable and executable.
+pub(crate) fn elf(image: &[u8], address: u64, entry: u64) -> Vec<u8> {
     const HEADERS: u64 = 64 + 56;
+    // Loaders map whole pages: offset and address agree in their low bits.
+    let offset = HEADERS.next_multiple_of(4096) + address % 4096;
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     let half = |file: &mut Vec<u8>, values: &[u16]| {
@@ -60,16 +62,17 @@ fn elf(image: &[u8]) -> Vec<u8> {
     };
     // Executable, x86-64; version; entry, program headers, no section headers; flags.
     half(&mut file, &[2, 62, 1, 0]);
-    for value in [ENTRY, 64, 0] {
+    for value in [entry, 64, 0] {
         file.extend(value.to_le_bytes());
     }
     half(&mut file, &[0, 0, 64, 56, 1, 0, 0, 0]);
     // Load, readable, writable and executable; offset, addresses, sizes, alignment.
     half(&mut file, &[1, 0, 7, 0]);
     let bytes = image.len() as u64;
-    for value in [HEADERS, IDT, IDT, bytes, bytes, 8] {
+    for value in [offset, address, address, bytes, bytes, 4096] {
         file.extend(value.to_le_bytes());
     }
+    file.resize(offset as usize, 0);
     file.extend_from_slice(image);
     file
 }

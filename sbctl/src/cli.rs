@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{bisect, diff, log, merge, record, run, show, simulate};
+use crate::{bisect, demo, diff, log, merge, record, run, show, simulate};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -20,6 +20,8 @@ pub(crate) struct Cli {
 /// One command each.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Shows the main job, end to end: records a guest, simulates it in parallel, proves it
+    Demo(demo::DemoArguments),
     /// Runs a guest without recording it
     Run(run::RunArguments),
     /// Runs a guest and records it

@@ -5,8 +5,10 @@
 //! printed here and nowhere else.
 
 mod bisect;
+mod builtin;
 mod cli;
 mod console;
+mod demo;
 mod diff;
 mod ending;
 mod environment;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 fn command(cli: Cli) -> Result<Exit> {
     let environment = &Environment::new(cli.common)?;
     match cli.command {
+        Command::Demo(arguments) => demo::run(arguments, environment),
         Command::Run(arguments) => run::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
         Command::Simulate(arguments) => simulate::run(arguments, environment),

@@ -16,6 +16,7 @@ mod predict;
 mod report;
 mod results;
 mod supervisor;
+mod trace;
 mod worker;
 
 pub(crate) use configuration::{Configuration, InstrumentArguments};
@@ -208,7 +209,7 @@ pub(crate) fn execute(
         false => results.verified(&wanted)?,
     };
     let todo: Vec<u64> = wanted.difference(&done).copied().collect();
-    let prediction = predict::predict(&source, &results, &todo, arguments.parallel)?;
+    let prediction = predict::predict(&source, &results, configuration, &todo, arguments.parallel)?;
     if !todo.is_empty() {
         eprintln!("sbctl: {prediction}");
     }

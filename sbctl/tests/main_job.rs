@@ -17,14 +17,34 @@ fn a_recording_verifies_and_parallel_equals_serial() {
     let mut merged = Vec::new();
     for workers in ["1", "2", "5", "64"] {
         let out = lab.path(&format!("out-{workers}"));
+        let instruments = ["--instrument", "count", "--instrument", "mem"];
         let arguments = ["simulate", "guest", "--parallel", workers, "--out"];
-        let arguments = [&arguments[..], &[out.to_str().unwrap()]].concat();
-        let report = lab.json(&arguments);
+        let out_name = [out.to_str().unwrap()];
+        let report = lab.json(&[&arguments[..], &out_name, &instruments].concat());
         assert_eq!(report["verified"], intervals);
         assert_eq!(report["simulated"], intervals);
         assert_eq!(report["evidence"], json!(["same engine"]));
         assert_eq!(report["instructions"], summary["instructions"]);
-        merged.push(lab.merged(&out));
+        // A step is a retired instruction or a delivery.
+        let counts = &report["counts"];
+        let levels = counts["instructions"].as_array().unwrap().iter();
+        let retired: u64 = levels.map(|count| count.as_u64().unwrap()).sum();
+        assert_eq!(counts["interrupts"], summary["interrupts"]);
+        let delivered =
+            counts["interrupts"].as_u64().unwrap() + counts["exceptions"].as_u64().unwrap();
+        assert_eq!(Some(retired + delivered), summary["instructions"].as_u64());
+        assert!(report["traced_accesses"].as_u64() > counts["data"]["writes"].as_u64());
+        let mut traces = common::files(&out);
+        traces.retain(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "trace")
+        });
+        assert_eq!(traces.len() as u64, intervals);
+        let traces: Vec<u8> = traces
+            .iter()
+            .flat_map(|path| std::fs::read(path).unwrap())
+            .collect();
+        merged.push((lab.merged(&out), traces));
     }
     assert!(merged.iter().all(|result| *result == merged[0]));
 }

@@ -37,6 +37,14 @@ impl<F: FnMut(usize, &mut Engine) -> Result<(), VcpuError>> Watched<F> {
         }
     }
 
+    /// Looks where the replay has ended, in case that is a stop.
+    pub(super) fn look_at_end(&mut self) -> Result<(), VcpuError> {
+        match self.look() {
+            Err(error) if !is_end(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn here(&self) -> Position {
         self.engine.position().expect("engines count")
     }

@@ -88,13 +88,15 @@ impl Searcher<'_> {
         let mut watched = Watched::new(engine, stops.collect(), see);
         let limits = self.jobs.limits(self.interval);
         let recorded = &**self.recorded;
-        let ended = match replay(&mut watched, &ram, self.interval, recorded, &limits) {
-            Ok(report) => match report.outcome {
-                tcg_sim::replay::Outcome::Verified => None,
-                tcg_sim::replay::Outcome::Diverged(divergence) => {
-                    Some(divergence.first.to_string())
+        let replayed = replay(&mut watched, &ram, self.interval, recorded, &limits);
+        let ended = match replayed {
+            Ok(report) => {
+                watched.look_at_end()?;
+                match report.outcome {
+                    tcg_sim::replay::Outcome::Verified => None,
+                    tcg_sim::replay::Outcome::Diverged(found) => Some(found.first.to_string()),
                 }
-            },
+            }
             Err(ReplayError::Vcpu(error)) if is_end(&error) => None,
             Err(ReplayError::Cancelled) => return Err(ReplayError::Cancelled.into()),
             Err(error) => Some(error.to_string()),

@@ -24,6 +24,20 @@ pub(crate) const FAITHFUL: Forgery<'static> = Forgery {
 };
 
 impl Lab {
+    /// A page of a checkpoint.
+    pub(crate) fn page(&self, name: &str, number: u32, frame: u32) -> Page {
+        let repository = Repository::open(self.repository()).expect("the lab's repository");
+        let name = RecordingName::new(name).expect("a good name");
+        let recording = repository.recording(&name).expect("a recording");
+        let checkpoint = recording
+            .checkpoint(CheckpointNo(number))
+            .expect("a checkpoint");
+        let mut page = [0; PAGE_BYTES];
+        let ram = checkpoint.space("ram").expect("RAM");
+        ram.read(Frame(frame), &mut page).expect("a page");
+        page
+    }
+
     /// Copies recording `from` under the name `to`, with changes.
     pub(crate) fn forge(&self, from: &str, to: &str, forgery: &Forgery<'_>) {
         let name = |text| RecordingName::new(text).expect("a good name");
