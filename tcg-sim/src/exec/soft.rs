@@ -15,7 +15,7 @@ use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, wal
 use crate::sys::{Fault, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
-use machine::state::CpuState;
+use machine::state::{CpuState, Seg};
 use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
 use std::sync::Arc;
 
@@ -422,10 +422,7 @@ impl Soft {
         key: BlockKey,
         id: BlockId,
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         if self.cache.block(id).second == Some(second) {
             return Ok(id);
@@ -470,10 +467,7 @@ impl Soft {
         key: BlockKey,
         first: &[u8],
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         let mut bytes = first.to_vec();
         bytes.extend(&self.code_page(second)[..15]);
@@ -547,7 +541,8 @@ impl Soft {
         }
     }
 
-    /// Translates an access that may cross a page boundary. The lower page faults first.
+    /// Translates an access that may cross a page boundary. The lower page faults first. In
+    /// compatibility mode addresses wrap at 4 GiB (seen on an Intel processor, family 6 model 207).
     ///
     /// # Errors
     /// The fault of the access; the caller turns #GP into #SS for stack accesses.
@@ -573,7 +568,9 @@ impl Soft {
                 None,
             ));
         }
-        let second = self.translate(cpu, last & !(PAGE_BYTES - 1), access)?;
+        let wraps = !cpu.segs[Seg::Cs as usize].long_mode() && va >> 32 == 0 && last >> 32 != 0;
+        let next = if wraps { 0 } else { last & !(PAGE_BYTES - 1) };
+        let second = self.translate(cpu, next, access)?;
         Ok((
             Piece {
                 gpa: first.gpa,
@@ -607,8 +604,15 @@ impl Space {
     }
 }
 
-fn next_page(rip: u64) -> u64 {
-    (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES)
+/// The page behind an instruction's; #GP where code cannot be (SDM vol. 3, 5.3).
+fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
+    let next = (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES);
+    let beyond_limit = mode.is_compat() && next >> 32 != 0;
+    if is_canonical(next) && !beyond_limit {
+        Ok(next)
+    } else {
+        Err(Fault::GP0)
+    }
 }
 
 impl PhysMem for Soft {

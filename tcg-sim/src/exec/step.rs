@@ -5,10 +5,10 @@ use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
 use super::operand::memory_operand;
 use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
-use crate::jit::translate::is_undefined;
+use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
 use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
 use iced_x86::{Instruction, Mnemonic};
-use machine::state::{CpuState, Shadow, cr0, cr4, efer, rflags};
+use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
@@ -85,8 +85,13 @@ impl Engine {
     }
 
     fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
-        if is_undefined(instruction) {
+        if is_undefined(instruction)
+            || self.mode.is_compat() && !is_done_in_compat(instruction, self.mode)
+        {
             return Err(Fault::UD);
+        }
+        if let Some(segment) = odd_segment(instruction, self.mode) {
+            return Err(odd_fault(&self.cpu, segment));
         }
         let class = sys::fpu::classify(instruction);
         if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
@@ -94,7 +99,7 @@ impl Engine {
         }
         if let Some(result) = self.execute_fpu(instruction) {
             result?;
-            self.cpu.rip = instruction.next_ip();
+            self.cpu.rip = self.instruction_address(instruction.next_ip());
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
@@ -340,8 +345,13 @@ impl Engine {
             .prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
         let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.vendor == Vendor::Amd);
+        // Outside 64-bit mode there are eight XMM registers (SDM vol. 2, FXSAVE).
+        let written = match self.mode.is_compat() {
+            true => FXSAVE_WRITTEN - 8 * 16,
+            false => FXSAVE_WRITTEN,
+        };
         self.soft
-            .write(&self.cpu, va, &image[..FXSAVE_WRITTEN], AccessKind::Data)
+            .write(&self.cpu, va, &image[..written], AccessKind::Data)
     }
 
     fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
@@ -350,6 +360,7 @@ impl Engine {
         self.soft
             .read(&self.cpu, va, &mut image, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        let high = self.cpu.fpu.xmm;
         if !fpu::load_fxsave_image(
             &mut self.cpu.fpu,
             &image,
@@ -358,8 +369,21 @@ impl Engine {
         ) {
             return Err(Fault::GP0);
         }
+        if self.mode.is_compat() {
+            self.cpu.fpu.xmm[8..].copy_from_slice(&high[8..]);
+        }
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         Ok(())
+    }
+}
+
+/// The fault of an access through an odd segment: a null one is as in hardware; what else the engine
+/// does not do (limits, bases of CS, DS, ES and SS, read-only data) is #UD.
+fn odd_fault(cpu: &CpuState, segment: Seg) -> Fault {
+    match (cpu.segs[segment as usize].present(), segment) {
+        (false, Seg::Ss) => Fault::SS0,
+        (false, _) => Fault::GP0,
+        (true, _) => Fault::UD,
     }
 }
 

@@ -293,10 +293,9 @@ impl MemoryTrace {
     }
 
     /// The run has come back to the last mark; [`MemoryTrace::moved`] says where that is.
-    pub(crate) fn go_back(&mut self, core: &mut Core) {
-        self.events.clear();
-        self.given.clear();
-        self.rewind_buffer(core);
+    pub(crate) fn go_back(&mut self, cache: &CodeCache, core: &mut Core) {
+        // What it says of mappings still holds: the engine keeps them, too.
+        self.drain(cache, core);
         self.assembly.abandon();
         self.chunks = self.marks.pop().expect("replay goes back to marks only");
         if let Err(error) = self.sink.keep(self.chunks) {

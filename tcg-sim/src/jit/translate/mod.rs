@@ -19,8 +19,8 @@ use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, Si
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
-pub(crate) use classify::is_undefined;
 use classify::{Class, classify};
+pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
 };
@@ -105,6 +105,10 @@ pub(crate) struct Translator<'a> {
     tails: Vec<Tail>,
     class: TlbClass,
     one_step: bool,
+    /// Compatibility mode: addresses have 32 bits.
+    compat: bool,
+    /// Bytes of return addresses.
+    word: i32,
     /// Instructions in the block, known before the first is emitted.
     total: usize,
     /// Index of the instruction being emitted.
@@ -129,6 +133,8 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         tails: Vec::new(),
         class: request.key.mode.class(),
         one_step: request.key.mode.is_one_step(),
+        compat: request.key.mode.is_compat(),
+        word: if request.key.mode.is_compat() { 4 } else { 8 },
         total: decoded.len(),
         index: 0,
         next_offset: 0,
@@ -160,7 +166,13 @@ fn insn_chunks(insn: &Insn) -> u64 {
 /// Decodes up to the end of the superblock: a transfer, the page end or the limit.
 fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslation> {
     let options = DecoderOptions::NONE | request.decoder_options;
-    let mut decoder = Decoder::with_ip(64, request.bytes, u64::from(request.key.offset), options);
+    let bitness = if request.key.mode.is_compat() { 32 } else { 64 };
+    let mut decoder = Decoder::with_ip(
+        bitness,
+        request.bytes,
+        u64::from(request.key.offset),
+        options,
+    );
     let limit = usize::from(request.key.limit).clamp(1, MAX_INSNS);
     let mut decoded = Vec::new();
     while decoded.len() < limit {
