@@ -41,7 +41,8 @@ pub struct LandmarkCost {
     pub pages: u64,
 }
 
-/// How long the guest stood still for checkpoints, from saving its registers until it could go on.
+/// How long the guest stood still for checkpoints, from saving its registers until it could go on: by
+/// the clock, or only what its thread spent on a processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pauses(Vec<Duration>);
 
@@ -90,6 +91,9 @@ pub struct Summary {
     pub pages_copied_on_write: u64,
     /// Pauses for checkpoints, the first and the last left out.
     pub pauses: Pauses,
+    /// The same pauses without the time in which the host ran something else: much less than
+    /// [`Summary::pauses`] means that the host was too busy.
+    pub pauses_on_cpu: Pauses,
     /// Host time for which the guest waited because too many pages waited for the store.
     pub stalled: Duration,
     /// Bytes of all segments.

@@ -3,10 +3,11 @@
 
 use super::case::Case;
 use super::forms::instruction_allowed;
-use super::generator::decode;
+use super::generator::decoder_options;
 use super::image::Images;
 use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset};
 use super::registers::{End, FxImage, Outcome, Registers};
+use iced_x86::Decoder;
 use machine::ram::{Ram, RamError};
 use machine::state::{CpuState, DescriptorTable, FpuState, Segment, cr0, cr4};
 use machine::units::{GuestPhys, PAGE_BYTES, Position};
@@ -134,6 +135,11 @@ impl<V: Vcpu> Guest<V> {
         })
     }
 
+    /// The virtual CPU, between two sequences.
+    pub fn vcpu(&mut self) -> &mut V {
+        &mut self.vcpu
+    }
+
     /// Runs a sequence over a complete memory image, which receives the memory at the end.
     ///
     /// # Errors
@@ -183,11 +189,13 @@ impl<V: Vcpu> Guest<V> {
             return false;
         }
         for step in 1..TRACED_STEPS {
-            let Ok(rip) = self.vcpu.rip() else {
+            let Ok(state) = self.vcpu.save() else {
                 return false;
             };
+            let rip = state.rip;
+            let bitness = if state.segs[1].long_mode() { 64 } else { 32 };
             let bytes = self.code_at(rip);
-            let instruction = decode(&bytes, rip);
+            let instruction = Decoder::with_ip(bitness, &bytes, rip, decoder_options()).decode();
             if !bytes.is_empty() && !instruction_allowed(&instruction) {
                 return true;
             }

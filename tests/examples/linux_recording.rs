@@ -139,6 +139,13 @@ fn print_summary(summary: &Summary) {
         pauses.max(),
         summary.stalled,
     );
+    let pauses = &summary.pauses_on_cpu;
+    println!(
+        "pause on CPU p50 {:?} p99 {:?} max {:?}",
+        pauses.percentile(50),
+        pauses.percentile(99),
+        pauses.max(),
+    );
     let landmarks = summary.landmarks;
     if landmarks.taken > 0 {
         println!(

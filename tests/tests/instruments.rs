@@ -9,6 +9,10 @@ use machine::ram::Ram;
 use machine::units::{Position, Steps, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu};
 use replay_log::RecordingId;
+use simuboost_tests::differential::generator::Generator;
+use simuboost_tests::differential::guest::Guest as Sequences;
+use simuboost_tests::differential::image::Images;
+use simuboost_tests::differential::layout::IMAGE_BYTES;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
 use simuboost_tests::recording::{Machine, TestBus};
@@ -266,6 +270,39 @@ fn run_in_pieces(program: &Program, steps: u64, piece: u64, cold: bool) -> (Coun
     )
 }
 
+/// The trace of a guest without devices, with instruments chosen anew at every multiple of `piece`.
+fn trace_in_pieces(program: &Program, steps: u64, piece: u64) -> Vec<Chunk> {
+    let ram = Arc::new(Ram::new(layout::RAM_BYTES).expect("RAM is small"));
+    let start = program.load(&ram);
+    let mut engine = engine(ram, EngineOptions::default());
+    engine
+        .load(&start, Position::default())
+        .expect("a valid state");
+    let chunks = Arc::new(Mutex::new(Vec::new()));
+    for goal in (piece..=steps).step_by(piece as usize) {
+        let sink = Box::new(chunks.clone());
+        engine.set_instruments(Instruments::none().with_memory_trace(sink));
+        while engine.run(Some(Position::at(goal))).expect("no limits") != Exit::Reached {}
+        engine.finish_trace().expect("memory does not fail");
+    }
+    std::mem::take(&mut *chunks.lock().expect("no panic under the lock"))
+}
+
+#[test]
+fn traces_of_pieces_join_to_that_of_the_whole() {
+    let program = Program::quiet(5);
+    let whole = trace_in_pieces(&program, 20_000, 20_000);
+    for piece in [5_000, 40] {
+        let pieces = trace_in_pieces(&program, 20_000, piece);
+        assert!(
+            pieces.len() as u64 >= 20_000 / piece,
+            "{} chunks",
+            pieces.len()
+        );
+        assert_equal_traces(&whole, &pieces, &format!("pieces of {piece}"));
+    }
+}
+
 #[test]
 fn counts_of_pieces_add_up_cold_and_warm() {
     let program = Program::quiet(3);
@@ -279,4 +316,63 @@ fn counts_of_pieces_add_up_cold_and_warm() {
             assert_eq!(sum, expected, "pieces of {piece}, cold: {cold}");
         }
     }
+}
+
+/// The trace of the differential fuzzer's sequences, which fault everywhere and mid-way.
+#[test]
+fn traces_of_random_sequences_are_the_same_in_both_modes() {
+    let images = Images::default();
+    let mut sides = [true, false].map(|one_instruction_blocks| {
+        let options = EngineOptions {
+            one_instruction_blocks,
+            ..EngineOptions::default()
+        };
+        Sequences::new(
+            &images,
+            0,
+            |ram| Engine::new(ram, CpuidTable::x86_64_v2(), options),
+            |engine, state| engine.load(state, Position::at(0)),
+        )
+        .expect("this host runs the engine")
+    });
+    let mut generator = Generator::default();
+    let (mut compared, mut accesses) = (0, 0);
+    let mut memory = Box::new([0; IMAGE_BYTES]);
+    for seed in 0..sequences() {
+        let case = generator.case(seed);
+        let mut traces = Vec::new();
+        for side in &mut sides {
+            let chunks = Arc::new(Mutex::new(Vec::new()));
+            let instruments = Instruments::none()
+                .with_counts()
+                .with_memory_trace(Box::new(chunks.clone()));
+            side.vcpu().set_instruments(instruments);
+            case.fill(&images, &mut memory);
+            let ended = side.run(&case, &mut memory);
+            let engine = side.vcpu();
+            if ended.is_err() {
+                // An instruction that the engine does not know ends the case in both modes.
+                continue;
+            }
+            engine.finish_trace().expect("memory does not fail");
+            let chunks = std::mem::take(&mut *chunks.lock().expect("no panic under the lock"));
+            assert_eq!(fold(&chunks), engine.counts(), "sequence {seed}");
+            traces.push(chunks);
+        }
+        if let [one, normal] = &traces[..] {
+            assert_equal_traces(one, normal, &format!("sequence {seed}"));
+            compared += 1;
+            accesses += one.iter().map(Chunk::accesses).sum::<u64>();
+        } else {
+            assert!(traces.is_empty(), "sequence {seed} ends otherwise");
+        }
+    }
+    assert!(compared > sequences() * 9 / 10, "{compared} sequences");
+    assert!(accesses > 5 * compared, "{accesses} accesses");
+}
+
+/// How many random sequences: on demand more.
+fn sequences() -> u64 {
+    let asked = std::env::var("SB_TRACED_SEQUENCES").ok();
+    asked.map_or(2_000, |n| n.parse().expect("a number of sequences"))
 }

@@ -11,7 +11,7 @@ use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
-use crate::jit::mode::Mode;
+use crate::jit::mode::{Mode, TLB_CLASSES};
 use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
@@ -97,6 +97,8 @@ pub struct Engine {
     pub(super) cpu: CpuState,
     pub(super) soft: Soft,
     pub(super) mode: Mode,
+    /// The mode that last used the branch cache of each class.
+    table_modes: [Mode; TLB_CLASSES],
     /// Steps at which the budget in the state block is zero.
     pub(super) deadline: u64,
     pub(super) rep_iterations: u64,
@@ -164,6 +166,7 @@ impl Engine {
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
+            table_modes: [Mode::of(&cpu); TLB_CLASSES],
             cpu,
             soft: Soft::new(ram, cpuid, cache, host),
             deadline: 0,
@@ -208,7 +211,8 @@ impl Engine {
     pub fn set_instruments(&mut self, instruments: Instruments) {
         let (position, cr3) = (self.here(), self.cpu.cr3);
         self.soft.probed().choose(instruments, position, cr3);
-        self.soft.flush_branches();
+        // Translations are others now, and the trace is told of mappings when they are cached.
+        self.soft.flush_all();
     }
 
     /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
@@ -289,13 +293,17 @@ impl Engine {
             || self.cpu.dr7 & 0xff != 0
             || self.cpu.rflags & rflags::TF != 0
             || alignment_checked
+            // Has no tables of its own.
+            || self.mode.is_compat() && self.mode.cpl() != 3
     }
 
     /// After anything that may have changed mode bits or the address space.
     pub(super) fn refresh_mode(&mut self) {
         let mode = Mode::of(&self.cpu);
         if mode != self.mode {
-            if mode.needs_branch_flush(self.mode) {
+            // Cached branch targets are translations for the mode that last used their table.
+            let last = &mut self.table_modes[mode.class() as usize];
+            if std::mem::replace(last, mode) != mode {
                 self.soft.flush_branches();
             }
             self.mode = mode;
@@ -307,14 +315,14 @@ impl Engine {
         self.rep_iterations = 0;
         self.rep_flags = None;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
-        let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
-        if alive {
-            self.soft.probed().deliver(&event);
+        let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
+        if let Ok(delivered) = &delivered {
+            self.soft.probed().deliver(&event, delivered);
         }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
-        alive
+        delivered.is_ok()
     }
 
     /// Delivers the fault of the instruction at `cpu.rip`; takes one step.
@@ -368,7 +376,7 @@ impl Engine {
         self.soft.env().core.interrupt_flag != 0 && self.cpu.shadow == Shadow::None
     }
 
-    pub(super) fn position_now(&self) -> Position {
+    pub(crate) fn position_now(&self) -> Position {
         let budget = self.soft.core().budget;
         let steps = Steps(self.deadline.wrapping_sub(budget as u64));
         Position {
@@ -554,6 +562,7 @@ impl Engine {
 
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
         let rip = self.env().core.page_base.wrapping_add_signed(target);
+        let rip = self.instruction_address(rip);
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
@@ -645,6 +654,14 @@ impl Engine {
             other => return Err(self.limit(format!("unexpected host trap {other}"))),
         };
         Ok(Next::Left(self.deliver_fault(fault)))
+    }
+
+    /// An address of code: 32 bits in compatibility mode.
+    pub(super) fn instruction_address(&self, rip: u64) -> u64 {
+        match self.mode.is_compat() {
+            true => rip & 0xffff_ffff,
+            false => rip,
+        }
     }
 
     pub(super) fn limit(&mut self, what: String) -> VcpuError {

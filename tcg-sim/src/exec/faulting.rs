@@ -71,7 +71,8 @@ impl Engine {
             bytes.extend(&self.soft.code_page(second)[..15]);
         }
         let options = self.soft.cache.decoder_options;
-        Decoder::with_ip(64, &bytes, u64::from(offset), options).decode()
+        let bitness = if self.mode.is_compat() { 32 } else { 64 };
+        Decoder::with_ip(bitness, &bytes, u64::from(offset), options).decode()
     }
 
     /// Where the second part of an access is that the processor makes in two, if not right behind the
@@ -86,8 +87,8 @@ impl Engine {
     }
 
     fn eight_behind(&self, instruction: &Instruction, va: u64) -> u64 {
-        let narrow = is_narrow(instruction) || instruction.op0_kind() == OpKind::MemorySegEDI;
-        if !narrow {
+        let edi = instruction.op0_kind() == OpKind::MemorySegEDI;
+        if !(edi || self.mode.is_compat() || is_narrow(instruction)) {
             return va.wrapping_add(8);
         }
         let base = match instruction.segment_prefix() {
@@ -96,7 +97,12 @@ impl Engine {
             _ => 0,
         };
         let offset = va.wrapping_sub(base).wrapping_add(8);
-        base.wrapping_add(offset & 0xffff_ffff)
+        let second = base.wrapping_add(offset & 0xffff_ffff);
+        if self.mode.is_compat() {
+            second & 0xffff_ffff
+        } else {
+            second
+        }
     }
 
     /// The pieces of an access in two parts.

@@ -135,7 +135,12 @@ impl Engine {
         self.check_image(operand, true, Ends::LastThenFirst)?;
         fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.host.x87);
-        self.write_image(operand, &image[..FXSAVE_WRITTEN])
+        // Outside 64-bit mode there are eight XMM registers (SDM vol. 2, FXSAVE).
+        let written = match self.mode.is_compat() {
+            true => FXSAVE_WRITTEN - 8 * 16,
+            false => FXSAVE_WRITTEN,
+        };
+        self.write_image(operand, &image[..written])
     }
 
     pub(super) fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
@@ -144,9 +149,13 @@ impl Engine {
         self.check_image(operand, false, Ends::LastThenFirst)?;
         self.read_image(operand, &mut image)?;
         fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
+        let high = self.cpu.fpu.xmm;
         let rules = self.soft.host.x87;
         if !fpu::load_fxsave_image(&mut self.cpu.fpu, &image, wide, rules) {
             return Err(Fault::GP0);
+        }
+        if self.mode.is_compat() {
+            self.cpu.fpu.xmm[8..].copy_from_slice(&high[8..]);
         }
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         Ok(())

@@ -23,14 +23,11 @@ pub(crate) use host::HostCpu;
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;
 
-/// Refuses states that the engine cannot run: it does 64-bit mode.
+/// Refuses states that the engine cannot run: it does long mode.
 fn validate(state: &CpuState) -> Result<(), VcpuError> {
     let wrong = |what: &str| Err(VcpuError::InvalidState(what.into()));
     if state.cr0 & (cr0::PE | cr0::PG) != cr0::PE | cr0::PG || state.msrs.efer & efer::LMA == 0 {
-        return wrong("the engine runs 64-bit mode only: CR0.PE, CR0.PG and EFER.LMA must be set");
-    }
-    if !state.segs[1].long_mode() {
-        return wrong("the engine runs 64-bit mode only: CS.L must be set");
+        return wrong("the engine runs long mode only: CR0.PE, CR0.PG and EFER.LMA must be set");
     }
     if state.fpu.mxcsr & !fpu::mxcsr_mask() != 0 {
         return wrong("MXCSR has reserved bits set");

@@ -69,15 +69,23 @@ pub(super) fn memory_operand(
             })
         })
         .expect("every register has a value");
-    let before_wrap = if is_narrow(instruction) {
+    let compat = !cpu.segs[Seg::Cs as usize].long_mode();
+    let before_wrap = if compat || is_narrow(instruction) {
         bytes.min((1 << 32) - (offset & 0xffff_ffff))
     } else {
         bytes
     };
+    let linear = |address: u64| {
+        if compat {
+            address & 0xffff_ffff
+        } else {
+            address
+        }
+    };
     let operand = Operand {
-        va: base.wrapping_add(offset),
+        va: linear(base.wrapping_add(offset)),
         bytes,
-        base,
+        base: linear(base),
         before_wrap,
     };
     if is_canonical(operand.va) && is_canonical(operand.last()) {

@@ -16,7 +16,7 @@ use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, wal
 use crate::sys::Fault;
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
-use machine::state::CpuState;
+use machine::state::{CpuState, Seg};
 use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
 use std::sync::Arc;
 
@@ -346,7 +346,6 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
-        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -364,6 +363,13 @@ impl Soft {
             }
             self.frames.note_write_tag(gfn, page);
         }
+    }
+
+    /// The frame that an addend leads to, if it is one of RAM.
+    pub(crate) fn direct_frame(&self, va: u64, addend: u64) -> Option<Gfn> {
+        let offset = va.wrapping_add(addend).wrapping_sub(self.host_base);
+        let gfn = GuestPhys(offset).gfn();
+        self.is_ram(gfn).then_some(gfn)
     }
 
     /// Host address minus linear address of a byte of RAM.
@@ -449,10 +455,7 @@ impl Soft {
         key: BlockKey,
         id: BlockId,
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         if self.cache.block(id).second == Some(second) {
             return Ok(id);
@@ -497,10 +500,7 @@ impl Soft {
         key: BlockKey,
         first: &[u8],
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         let mut bytes = first.to_vec();
         bytes.extend(&self.code_page(second)[..15]);
@@ -574,7 +574,8 @@ impl Soft {
         }
     }
 
-    /// Translates an access that may cross a page boundary. The lower page faults first.
+    /// Translates an access that may cross a page boundary. The lower page faults first. In
+    /// compatibility mode addresses wrap at 4 GiB (seen on an Intel processor, family 6 model 207).
     ///
     /// # Errors
     /// The fault of the access; the caller turns #GP into #SS for stack accesses.
@@ -600,7 +601,9 @@ impl Soft {
                 None,
             ));
         }
-        let second = self.translate(cpu, last & !(PAGE_BYTES - 1), access)?;
+        let wraps = !cpu.segs[Seg::Cs as usize].long_mode() && va >> 32 == 0 && last >> 32 != 0;
+        let next = if wraps { 0 } else { last & !(PAGE_BYTES - 1) };
+        let second = self.translate(cpu, next, access)?;
         Ok((
             Piece {
                 gpa: first.gpa,
@@ -647,8 +650,15 @@ impl Space {
     }
 }
 
-fn next_page(rip: u64) -> u64 {
-    (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES)
+/// The page behind an instruction's; #GP where code cannot be (SDM vol. 3, 5.3).
+fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
+    let next = (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES);
+    let beyond_limit = mode.is_compat() && next >> 32 != 0;
+    if is_canonical(next) && !beyond_limit {
+        Ok(next)
+    } else {
+        Err(Fault::GP0)
+    }
 }
 
 impl PhysMem for Soft {

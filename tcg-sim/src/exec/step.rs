@@ -4,10 +4,10 @@ use super::engine::{Engine, Left, Next, PendingRead};
 use super::fpu::{self, Image};
 use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
-use crate::jit::translate::is_undefined;
+use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
 use crate::sys::{self, Fault, Outcome, Vendor};
 use iced_x86::{Instruction, Mnemonic};
-use machine::state::{CpuState, Shadow, cr0, cr4, efer, rflags};
+use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
@@ -87,8 +87,13 @@ impl Engine {
     }
 
     fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
-        if is_undefined(instruction, self.soft.host.vendor) {
+        if is_undefined(instruction, self.soft.host.vendor)
+            || self.mode.is_compat() && !is_done_in_compat(instruction, self.mode)
+        {
             return Err(Fault::UD);
+        }
+        if let Some(segment) = odd_segment(instruction, self.mode) {
+            return Err(odd_fault(&self.cpu, segment));
         }
         let class = sys::fpu::classify(instruction);
         if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
@@ -96,7 +101,7 @@ impl Engine {
         }
         if let Some(result) = self.execute_fpu(instruction) {
             result?;
-            self.cpu.rip = instruction.next_ip();
+            self.cpu.rip = self.instruction_address(instruction.next_ip());
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
@@ -139,7 +144,11 @@ impl Engine {
                 self.soft.probed().iterate(1, None);
                 self.iterated(1);
             }
-            _ => self.retire(Branch::of(instruction)),
+            _ => {
+                let taken = self.cpu.rip != instruction.next_ip();
+                self.soft.probe.note_taken(taken);
+                self.retire(Branch::of(instruction))
+            }
         }
         if let Outcome::AddressSpace { .. } = outcome {
             self.soft.switch_space(self.cpu.cr3);
@@ -319,6 +328,16 @@ impl Engine {
             M::Fxrstor64 => self.fxrstor(instruction, true),
             _ => return None,
         })
+    }
+}
+
+/// The fault of an access through an odd segment: a null one is as in hardware; what else the engine
+/// does not do (limits, bases of CS, DS, ES and SS, read-only data) is #UD.
+fn odd_fault(cpu: &CpuState, segment: Seg) -> Fault {
+    match (cpu.segs[segment as usize].present(), segment) {
+        (false, Seg::Ss) => Fault::SS0,
+        (false, _) => Fault::GP0,
+        (true, _) => Fault::UD,
     }
 }
 

@@ -221,7 +221,7 @@ impl Probed<'_> {
         probe.undone = Counts::default();
         probe.done = probe.marks.pop().expect("replay goes back to marks only");
         if let Some(memory) = &mut probe.memory {
-            memory.go_back(core);
+            memory.go_back(cache, core);
         }
     }
 
@@ -276,10 +276,13 @@ impl Probed<'_> {
         }
     }
 
-    /// Translated code may from now on access a linear page directly.
-    pub(crate) fn map(self, va: u64, gfn: Gfn) {
-        if let Some(memory) = &mut self.probe.memory {
-            memory.map(va / PAGE_BYTES, gfn.0, self.core);
+    /// Instruction `index` of a block accesses a linear page directly, and perhaps others after it.
+    pub(crate) fn map(self, (id, index): (BlockId, u16), va: u64, gfn: Gfn) {
+        if let Some(memory) = &mut self.probe.memory
+            && let Some(facts) = facts_of(self.cache.block(id))
+        {
+            let access = facts.accesses_before(index.into());
+            memory.map(access, va / PAGE_BYTES, gfn.0, self.core);
         }
     }
 
@@ -369,19 +372,19 @@ impl Probed<'_> {
         probe.commit();
     }
 
-    /// An event was delivered from where [`Probe::begin`] said.
-    pub(crate) fn deliver(self, event: &Event) {
+    /// An event led from where [`Probe::begin`] said to the delivery of itself or of another.
+    pub(crate) fn deliver(self, event: &Event, delivered: &Event) {
         let Self { probe, core, .. } = self;
         if probe.is_off() {
             return;
         }
-        let exception = !matches!(event.kind, EventKind::External { .. });
+        let exception = !matches!(delivered.kind, EventKind::External { .. });
         probe.done.exceptions += u64::from(exception);
         probe.done.interrupts += u64::from(!exception);
         if let Some(memory) = &mut probe.memory {
             // The trap after an instruction shares its step.
             let step = event.kind != EventKind::Trap { mid_rep: false };
-            let how = (event.fault.vector, exception, step);
+            let how = (delivered.fault.vector, exception, step);
             memory.delivery(probe.at, how, &probe.noted, core);
         }
         probe.commit();

@@ -159,6 +159,9 @@ impl Asm {
     pub(crate) fn store(&mut self, to: Mem, from: Host) {
         self.op_mem(true, &[0x89], from.0, to);
     }
+    pub(crate) fn store32(&mut self, to: Mem, from: Host) {
+        self.op_mem(false, &[0x89], from.0, to);
+    }
     pub(crate) fn store16(&mut self, to: Mem, from: Host) {
         self.bytes.push(0x66);
         self.op_mem(false, &[0x89], from.0, to);
@@ -166,6 +169,10 @@ impl Asm {
     /// Stores a sign-extended 32-bit immediate as 64 bits.
     pub(crate) fn store_imm(&mut self, to: Mem, value: i32) {
         self.op_mem(true, &[0xc7], 0, to);
+        self.bytes.extend(value.to_le_bytes());
+    }
+    pub(crate) fn store_imm32(&mut self, to: Mem, value: i32) {
+        self.op_mem(false, &[0xc7], 0, to);
         self.bytes.extend(value.to_le_bytes());
     }
     pub(crate) fn store_imm16(&mut self, to: Mem, value: i16) {
@@ -192,6 +199,10 @@ impl Asm {
     pub(crate) fn mov16(&mut self, to: Host, from: Host) {
         self.bytes.push(0x66);
         self.op_reg(false, &[0x89], from, to);
+    }
+    /// Zero-extends bits 0 to 15.
+    pub(crate) fn movzx16(&mut self, to: Host, from: Host) {
+        self.op_reg(false, &[0x0f, 0xb7], to, from);
     }
     /// Sign-extends bits 0 to 31.
     pub(crate) fn movsx32(&mut self, to: Host, from: Host) {

@@ -7,7 +7,7 @@
 //! which is why [`EnvBox`] leaves room there.
 #![expect(unsafe_code, reason = "owns the memory that translated code addresses")]
 
-use crate::jit::mode::TlbClass;
+use crate::jit::mode::{TLB_CLASSES, TlbClass};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -57,9 +57,8 @@ pub(crate) struct StackSlot {
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(crate) struct Core {
-    /// The first bytes are below the reach of the eight-bit displacements.
-    _below: [u8; 16],
-    pub(crate) slots: [StackSlot; 3],
+    /// The first slot is below the reach of the eight-bit displacements.
+    pub(crate) slots: [StackSlot; TLB_CLASSES],
     /// Masks for the one-slot check by log2 of the size: zero iff in page and aligned.
     pub(crate) slot_mask: [u64; 5],
     /// Maskable-interrupt flag as it stands in RFLAGS (0 or 0x200).
@@ -166,8 +165,8 @@ pub(crate) struct FxArea(pub(crate) [u8; 512]);
 #[repr(C)]
 pub(crate) struct Env {
     pub(crate) core: Core,
-    pub(crate) tlb: [Tlb; 3],
-    pub(crate) ibtc: [Ibtc; 3],
+    pub(crate) tlb: [Tlb; TLB_CLASSES],
+    pub(crate) ibtc: [Ibtc; TLB_CLASSES],
 }
 
 /// Displacement of a [`Core`] field from RSP.
@@ -258,7 +257,7 @@ impl Env {
             tlb.read_tag = INVALID_TAGS;
             tlb.write_tag = INVALID_TAGS;
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 
     /// Forgets which pages may be written directly.
@@ -266,7 +265,7 @@ impl Env {
         for tlb in &mut self.tlb {
             tlb.write_tag = INVALID_TAGS;
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 
     /// Forgets what is cached of one linear page.
@@ -276,7 +275,7 @@ impl Env {
             tlb.read_tag[index] = invalid_tag(index);
             tlb.write_tag[index] = invalid_tag(index);
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 
     /// Forgets every cached branch target.
@@ -393,7 +392,7 @@ unsafe impl Send for EnvBox {}
 const _: () = {
     assert!(BASE % 64 == 12, "RSP must shift by the page shift");
     assert!(offset_of!(Core, r10) == BASE + 4);
-    assert!(offset_of!(Core, slots) == 16);
+    assert!(offset_of!(Core, slots) == 0);
     assert!(offset_of!(Core, _scratch) == 128);
 };
 

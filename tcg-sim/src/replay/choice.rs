@@ -6,7 +6,7 @@
 
 use super::run::Cursor;
 use super::vcpu::ReplayVcpu;
-use machine::ram::{PageBytes, Ram, RamError, WriteObserver};
+use machine::ram::{Before, PageBytes, Ram, RamError, WriteObserver};
 use machine::state::CpuState;
 use machine::units::{Gfn, PAGE_BYTES, Position};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,9 +23,9 @@ impl Undo {
 }
 
 impl WriteObserver for Undo {
-    fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
+    fn before_first_write(&self, gfn: Gfn, before: Before<'_>) {
         // Epochs start anew when a later landmark is given up; the oldest content is the right one.
-        self.pages().entry(gfn).or_insert_with(|| Box::new(*before));
+        self.pages().entry(gfn).or_insert_with(|| before.copy());
     }
 }
 
@@ -63,7 +63,8 @@ impl Choices {
         max_pages: u64,
     ) -> u64 {
         let undo = Arc::new(Undo::default());
-        self.touched.extend(ram.begin_epoch(Some(undo.clone())));
+        self.touched
+            .extend(ram.begin_epoch(Some(undo.clone())).iter());
         vcpu.arm_write_tracking();
         vcpu.mark();
         self.kept_below += self.stack.back().map_or(0, Choice::pages);
@@ -101,7 +102,7 @@ impl Choices {
             Some(choice) => Some(choice.undo.clone()),
             None => None,
         };
-        self.touched.extend(ram.begin_epoch(below));
+        self.touched.extend(ram.begin_epoch(below).iter());
         vcpu.arm_write_tracking();
         vcpu.go_back();
         Ok(Some(choice))

@@ -101,25 +101,25 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = if ctx.instr.code() == Code::Enterw_imm16_imm8 {
         2
     } else {
-        8
+        ctx.word()
     };
     let levels = u64::from(ctx.instr.immediate8_2nd() & 31);
-    let (old_rsp, old_rbp) = (ctx.gpr(Gpr::Rsp), ctx.gpr(Gpr::Rbp));
+    let (old_rsp, old_rbp) = (ctx.stack_pointer(), ctx.gpr(Gpr::Rbp));
     let step = size as u64;
-    let frame_pointer = old_rsp.wrapping_sub(step);
+    let frame_pointer = ctx.narrowed(old_rsp.wrapping_sub(step));
     let mut rsp = frame_pointer;
     ctx.store(Context::stack_place(rsp), size, old_rbp)?;
     for level in 1..levels {
-        let from = old_rbp.wrapping_sub(step * level);
+        let from = ctx.narrowed(old_rbp.wrapping_sub(step * level));
         let value = ctx.load(Context::stack_place(from), size)?;
-        rsp = rsp.wrapping_sub(step);
+        rsp = ctx.narrowed(rsp.wrapping_sub(step));
         ctx.store(Context::stack_place(rsp), size, value)?;
     }
     if levels > 0 {
-        rsp = rsp.wrapping_sub(step);
+        rsp = ctx.narrowed(rsp.wrapping_sub(step));
         ctx.store(Context::stack_place(rsp), size, frame_pointer)?;
     }
-    rsp = rsp.wrapping_sub(u64::from(ctx.instr.immediate16()));
+    rsp = ctx.narrowed(rsp.wrapping_sub(u64::from(ctx.instr.immediate16())));
     // The final stack pointer must be writable, though nothing is stored there.
     ctx.check(Context::stack_place(rsp), size, size)?;
     ctx.bus

@@ -35,7 +35,7 @@ enum Repeat {
 pub(super) struct Shape {
     /// Bytes of an element.
     pub(super) size: usize,
-    /// Bytes of RCX, RSI and RDI that count: 4 or 8.
+    /// Bytes of RCX, RSI and RDI that count: 2, 4 or 8.
     address: usize,
     /// Base of the source segment.
     source_base: u64,
@@ -60,8 +60,8 @@ impl Shape {
     pub(super) fn source(&self, ctx: &Context) -> Place {
         Place {
             // An SS prefix has no effect in 64-bit mode.
-            stack: false,
-            va: self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi)),
+            stack: ctx.is_compat() && ctx.instr.memory_segment() == iced_x86::Register::SS,
+            va: ctx.narrowed(self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi))),
         }
     }
 
@@ -81,7 +81,16 @@ impl Shape {
         } else {
             old.wrapping_add(bytes)
         };
-        ctx.set_gpr(register, new & mask(self.address));
+        self.set(ctx, register, new);
+    }
+
+    /// Replaces the part of a register that counts: 16 bits leave the rest, 32 bits clear it.
+    fn set(&self, ctx: &mut Context, register: Gpr, value: u64) {
+        let kept = match self.address {
+            2 => ctx.gpr(register) & !mask(2),
+            _ => 0,
+        };
+        ctx.set_gpr(register, kept | value & mask(self.address));
     }
 
     pub(super) fn counter(&self, ctx: &Context) -> u64 {
@@ -90,7 +99,7 @@ impl Shape {
 
     pub(super) fn count_down(&self, ctx: &mut Context, n: u64) {
         let left = self.counter(ctx).wrapping_sub(n);
-        ctx.set_gpr(Gpr::Rcx, left & mask(self.address));
+        self.set(ctx, Gpr::Rcx, left);
     }
 
     /// Intel makes 32-bit registers of a repetition 64 bits wide before the first iteration, which may
@@ -178,7 +187,12 @@ pub(super) fn is_string(instr: &Instruction) -> bool {
     let memory = |kind| {
         matches!(
             kind,
-            OpKind::MemorySegRSI | OpKind::MemorySegESI | OpKind::MemoryESRDI | OpKind::MemoryESEDI
+            OpKind::MemorySegRSI
+                | OpKind::MemorySegESI
+                | OpKind::MemorySegSI
+                | OpKind::MemoryESRDI
+                | OpKind::MemoryESEDI
+                | OpKind::MemoryESDI
         )
     };
     memory(instr.op0_kind()) || memory(instr.op1_kind())
@@ -323,7 +337,7 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
     if n < 2 || alignment_checks {
         return 0;
     }
-    // Pointers wrap at 4 GiB between pages only, so a chunk inside a page never wraps.
+    // Pointers wrap at 4 GiB (or 64 KiB) between pages only, so a chunk inside a page never wraps.
     let bytes = n as usize * shape.size;
     let mut from = None;
     if uses_source {

@@ -160,6 +160,9 @@ impl Chunk {
         let mut accesses = 0;
         while let Some(item) = items.step()? {
             accesses += u64::from(matches!(item, super::Item::Access(_)));
+            if accesses > self.accesses {
+                break;
+            }
         }
         if accesses != self.accesses {
             return Err("another number of accesses than its header says");
@@ -231,21 +234,23 @@ impl ChunkBuilder {
         self.0.blocks.len() as u32 - 1
     }
 
-    pub(crate) fn map(&mut self, page: u64, frame: u64) {
-        let at = self.0.addresses.len() as u32;
+    /// A page is a frame from the address on that comes `ahead` of the next.
+    pub(crate) fn map(&mut self, page: u64, frame: u64, ahead: usize) {
+        let at = (self.0.addresses.len() + ahead) as u32;
         self.0.maps.push(Map { at, page, frame });
     }
 
-    pub(crate) fn address(&mut self, va: u64) {
-        self.0.addresses.push(va);
-        self.0.accesses += 1;
+    pub(crate) fn addresses_of(&mut self, addresses: impl ExactSizeIterator<Item = u64>) {
+        self.0.accesses += addresses.len() as u64;
+        self.0.addresses.extend(addresses);
     }
 
     /// Instructions `from..to` of a block, whose addresses were given already; `taken` if the last is
     /// a conditional branch that was taken.
     pub(crate) fn run(&mut self, block: u32, from: u8, to: u8, taken: bool) {
-        self.0.records.extend([tag::RUN, from, to, taken.into()]);
-        self.0.records.extend(block.to_le_bytes());
+        let [a, b, c, d] = block.to_le_bytes();
+        let record = [tag::RUN, from, to, taken.into(), a, b, c, d];
+        self.0.records.extend_from_slice(&record);
         self.steps(u64::from(to - from));
     }
 
@@ -346,4 +351,120 @@ pub(super) fn position(bytes: &mut Bytes<'_>) -> Result<Position, Wrong> {
         steps: Steps(bytes.u64()?),
         rep_iterations: bytes.u64()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::{TracedAccess, TracedInsn};
+    use super::*;
+
+    /// A chunk with a record of every kind.
+    fn sample() -> Chunk {
+        let mut builder = ChunkBuilder::new(Position::at(5));
+        builder.space(0x3000);
+        builder.page(0x40_0000);
+        let block = builder.block(TracedBlock {
+            cpl: 3,
+            insns: vec![
+                TracedInsn {
+                    offset: 0x10,
+                    branch: None,
+                    first_access: 0,
+                },
+                TracedInsn {
+                    offset: 0x13,
+                    branch: Some(Branch::Conditional),
+                    first_access: 1,
+                },
+            ],
+            accesses: vec![TracedAccess {
+                bytes: 8,
+                direction: Direction::Update,
+            }],
+        });
+        builder.map(0x60, 0x70, 0);
+        builder.addresses_of([0x6_0008].into_iter());
+        builder.run(block, 0, 2, true);
+        let given = |second| Given {
+            va: 0x6_0ffc,
+            gpa: 0x7_0ffc,
+            second,
+            bytes: 8,
+            direction: Direction::Write,
+            system: second.is_none(),
+        };
+        let crossing = given(Some(0x1000));
+        builder.elements(
+            (0x40_0020, 3),
+            &Run {
+                iterations: 2,
+                backward: true,
+                operands: [
+                    Some(RunOperand {
+                        va: 0x6_0010,
+                        gpa: 0x7_0010,
+                        bytes: 4,
+                        direction: Direction::Read,
+                    }),
+                    None,
+                ],
+            },
+        );
+        builder.iterations((0x40_0020, 3), 1, &[crossing]);
+        builder.instruction((0x40_0020, 3), Some(Branch::Always), true, &[]);
+        builder.delivery((0x40_0022, 3), (14, true, true), &[given(None)]);
+        builder.finish()
+    }
+
+    #[test]
+    fn the_encoding_is_that_of_the_format_page() {
+        #[rustfmt::skip]
+        let expected: Vec<u8> = [
+            // Lengths: blocks, block table, mappings, records, addresses.
+            &[1, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 145, 0, 0, 0, 1, 0, 0, 0][..],
+            // Level 3, two instructions: an update of 8 bytes; a conditional branch.
+            &[3, 2, 0x10, 0, 0, 1, 8, 2, 0x13, 0, 1, 0],
+            // Address 0 on: page 0x60 is frame 0x70.
+            &[0, 0, 0, 0, 0x60, 0, 0, 0, 0, 0, 0, 0, 0x70, 0, 0, 0, 0, 0, 0, 0],
+            &[3, 0, 0x30, 0, 0, 0, 0, 0, 0],
+            &[2, 0, 0, 0x40, 0, 0, 0, 0, 0],
+            &[1, 0, 2, 1, 0, 0, 0, 0],
+            &[6, 0b1111, 2, 0, 0, 0, 0x20, 0, 0x40, 0, 0, 0, 0, 0,
+              4, 0, 0x10, 0, 6, 0, 0, 0, 0, 0, 0x10, 0, 7, 0, 0, 0, 0, 0],
+            &[5, 3, 1, 0, 0, 0, 0x20, 0, 0x40, 0, 0, 0, 0, 0, 1, 0,
+              0b1001, 8, 0, 0xfc, 0x0f, 6, 0, 0, 0, 0, 0, 0xfc, 0x0f, 7, 0, 0, 0, 0, 0,
+              0, 0x10, 0, 0, 0, 0, 0, 0],
+            &[4, 0b1_1011, 0x20, 0, 0x40, 0, 0, 0, 0, 0, 0, 0],
+            &[7, 0b1111, 14, 0x22, 0, 0x40, 0, 0, 0, 0, 0, 1, 0,
+              0b101, 8, 0, 0xfc, 0x0f, 6, 0, 0, 0, 0, 0, 0xfc, 0x0f, 7, 0, 0, 0, 0, 0],
+            &[8, 0, 6, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        let chunk = sample();
+        assert_eq!(chunk.encode(), expected);
+        assert_eq!((chunk.end(), chunk.accesses()), (Position::at(9), 5));
+        let ends = (chunk.start, chunk.end);
+        assert_eq!(Chunk::decode(&expected, ends, 5), Ok(chunk));
+    }
+
+    #[test]
+    fn damage_is_an_error_or_another_chunk_and_never_a_panic() {
+        let chunk = sample();
+        let whole = chunk.encode();
+        let ends = (chunk.start, chunk.end);
+        let read = |bytes: &[u8]| match Chunk::decode(bytes, ends, 5) {
+            Ok(chunk) => chunk.items().count(),
+            Err(_) => 0,
+        };
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            assert_eq!(read(&whole[..at]), 0, "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1 << bit;
+                refused += u32::from(read(&damaged) == 0);
+            }
+        }
+        assert!(refused > 500, "{refused} of {}", 8 * whole.len());
+    }
 }

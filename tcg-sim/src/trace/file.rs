@@ -115,7 +115,9 @@ impl ChunkHeader {
             return Err("no chunk where one should start");
         }
         let (stored_bytes, raw_bytes) = (fields.u32()?, fields.u32()?);
-        fields.take(4)?;
+        if fields.u32()? != 0 {
+            return Err("its header has bytes that must be zero");
+        }
         Ok(Self {
             tag,
             stored_bytes,

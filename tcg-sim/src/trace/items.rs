@@ -51,7 +51,7 @@ pub struct Delivered {
     pub pc: u64,
     /// Privilege level before it.
     pub cpl: u8,
-    /// Its vector. Where its delivery failed, that of the event delivered first.
+    /// Its vector.
     pub vector: u8,
     /// An exception, else an external interrupt.
     pub exception: bool,

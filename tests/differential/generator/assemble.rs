@@ -166,7 +166,7 @@ fn set_reference(instruction: &mut Instruction, place: Place, address: u64) {
 }
 
 /// Decodes one instruction.
-pub(crate) fn decode(bytes: &[u8], at: u64) -> Instruction {
+pub(super) fn decode(bytes: &[u8], at: u64) -> Instruction {
     Decoder::with_ip(64, bytes, at, decoder_options()).decode()
 }
 

@@ -16,7 +16,7 @@ use super::registers::Registers;
 use super::rng::Rng;
 use assemble::{Item, assemble};
 
-pub(super) use assemble::{decode, decoder_options};
+pub(super) use assemble::decoder_options;
 use iced_x86::{
     Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, Register,
 };

@@ -21,9 +21,11 @@ use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
 use crate::exec::HostCpu;
-pub(crate) use classify::is_undefined;
 use classify::{Class, classify};
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+};
 pub(crate) use special::is_narrow;
 
 /// Most instructions in a superblock.
@@ -110,6 +112,10 @@ pub(crate) struct Translator<'a> {
     tails: Vec<Tail>,
     class: TlbClass,
     one_step: bool,
+    /// Compatibility mode: addresses have 32 bits.
+    compat: bool,
+    /// Bytes of return addresses.
+    word: i32,
     /// Instructions in the block, known before the first is emitted.
     total: usize,
     /// Index of the instruction being emitted.
@@ -134,6 +140,8 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         tails: Vec::new(),
         class: request.key.mode.class(),
         one_step: request.key.mode.is_one_step(),
+        compat: request.key.mode.is_compat(),
+        word: if request.key.mode.is_compat() { 4 } else { 8 },
         total: decoded.len(),
         index: 0,
         next_offset: 0,
@@ -165,7 +173,13 @@ fn insn_chunks(insn: &Insn) -> u64 {
 /// Decodes up to the end of the superblock: a transfer, the page end or the limit.
 fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslation> {
     let options = DecoderOptions::NONE | request.decoder_options;
-    let mut decoder = Decoder::with_ip(64, request.bytes, u64::from(request.key.offset), options);
+    let bitness = if request.key.mode.is_compat() { 32 } else { 64 };
+    let mut decoder = Decoder::with_ip(
+        bitness,
+        request.bytes,
+        u64::from(request.key.offset),
+        options,
+    );
     let limit = usize::from(request.key.limit).clamp(1, MAX_INSNS);
     let mut decoded = Vec::new();
     while decoded.len() < limit {
@@ -179,7 +193,13 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
         }
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            match refuse(&request.bytes[start..]) {
+            let bytes = &request.bytes[start..];
+            let refused = if bitness == 64 {
+                refuse(bytes)
+            } else {
+                refuse_in_compat(bytes, decoder.last_error())
+            };
+            match refused {
                 None => {}
                 Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
@@ -208,6 +228,16 @@ fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
     } else {
         None
     }
+}
+
+/// The same in compatibility mode, as far as the decoder tells.
+fn refuse_in_compat(bytes: &[u8], error: DecoderError) -> Option<NoTranslation> {
+    let reason = if bytes.len() < LONGEST {
+        NoTranslation::NeedsNextPage
+    } else {
+        NoTranslation::TooLong
+    };
+    (error == DecoderError::NoMoreBytes).then_some(reason)
 }
 
 impl Translator<'_> {

@@ -38,7 +38,8 @@ impl Translator<'_> {
     pub(super) fn bit_string(&mut self, instruction: &Instruction) -> Flow {
         let register = instruction.op1_register();
         let bytes = register.size();
-        let (segment, narrow) = (segment_base(instruction), is_narrow(instruction));
+        let segment = segment_base(instruction);
+        let narrow = is_narrow(instruction) || self.compat;
         let address = if segment.is_none() {
             self.linear_address(instruction).register
         } else {
@@ -60,14 +61,10 @@ impl Translator<'_> {
             index: Some((Host::RCX, log2_bits - 3)),
             disp: 0,
         };
-        if narrow {
-            self.asm.lea32(T0, element)
-        } else {
-            self.asm.lea(T0, element)
-        }
+        self.lea_sized(T0, element, narrow);
         if let Some(base) = segment {
             self.asm.load(T1, Mem::env(base));
-            self.asm.lea(T0, Mem::sum(T0, T1, 0));
+            self.lea_sized(T0, Mem::sum(T0, T1, 0), self.compat);
         }
         let write = instruction.mnemonic() != Mnemonic::Bt;
         let stack = uses_stack_segment(instruction);
@@ -102,16 +99,12 @@ impl Translator<'_> {
 
     /// MASKMOVQ, MASKMOVDQU: a masked store to [RDI].
     pub(super) fn masked_move(&mut self, instruction: &Instruction) -> Flow {
-        let narrow = instruction.op0_kind() == OpKind::MemorySegEDI;
-        if narrow {
-            self.asm.mov32(T0, Host::RDI)
-        } else {
-            self.asm.mov(T0, Host::RDI)
+        match instruction.op0_kind() {
+            OpKind::MemorySegEDI => self.asm.mov32(T0, Host::RDI),
+            OpKind::MemorySegDI => self.asm.movzx16(T0, Host::RDI),
+            _ => self.asm.mov(T0, Host::RDI),
         }
-        if let Some(base) = segment_base(instruction) {
-            self.asm.load(T1, Mem::env(base));
-            self.asm.lea(T0, Mem::sum(T0, T1, 0));
-        }
+        self.add_segment_base(instruction);
         let bytes = if instruction.mnemonic() == Mnemonic::Maskmovq {
             8
         } else {
@@ -129,6 +122,7 @@ impl Translator<'_> {
             register: T0,
             stack_slot: false,
         };
+        let narrow = instruction.op0_kind() != OpKind::MemorySegRDI;
         if narrow && access.parts {
             self.check_in_rust(address, access);
         } else {
@@ -206,7 +200,8 @@ impl Translator<'_> {
         if let Some(mut address) = address {
             if segment_base(instruction).is_some() {
                 // The pointer is the offset in the segment.
-                self.offset_into(T0, instruction, is_narrow(instruction), 0);
+                let narrow = is_narrow(instruction) || self.compat;
+                self.offset_into(T0, instruction, narrow, 0);
                 address = T0;
             }
             self.asm.store(Mem::env(pointer_at), address);
@@ -255,15 +250,24 @@ fn is_x87_control(instruction: &Instruction) -> bool {
         )
 }
 
-/// Whether the address is computed modulo 2^32.
+/// Whether the address is computed modulo 2^32, as far as the instruction shows it.
 pub(crate) fn is_narrow(instruction: &Instruction) -> bool {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     // A bare displacement is four bytes with an address-size prefix, else eight.
     let bare = base == Register::None && index == Register::None;
-    base.size() == 4
-        || index.size() == 4
+    address_bytes(instruction) < 8
         || base == Register::EIP
         || bare && instruction.memory_displ_size() == 4
+}
+
+/// Bytes of the registers of an address; 8 without registers.
+pub(super) fn address_bytes(instruction: &Instruction) -> usize {
+    [instruction.memory_base(), instruction.memory_index()]
+        .into_iter()
+        .filter(|register| register.is_gpr())
+        .map(Register::size)
+        .min()
+        .unwrap_or(8)
 }
 
 /// Where the base of an FS or GS override is kept.
