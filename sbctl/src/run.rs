@@ -7,6 +7,7 @@ use crate::environment::{Environment, Output};
 use crate::exit::Exit;
 use crate::guest::{ConsoleArgument, Guest, GuestArguments};
 use crate::quantity::{Count, Span};
+use crate::record::thread_cpu;
 use anyhow::Result;
 use clap::Args;
 use kvm_recorder::{Length, Options, Positions, Recorder};
@@ -64,9 +65,11 @@ pub(crate) fn run(arguments: RunArguments, environment: &Environment) -> Result<
     environment.interrupt.on_request(move || control.stop());
     let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
     let state = FinalState::default();
+    let cpu_before = thread_cpu();
     let outcome = recorder.record(Box::new(state.clone()));
+    let guest_thread = thread_cpu() - cpu_before;
     drop(raw_mode);
-    let mut report = Report::new(&outcome?);
+    let mut report = Report::new(&outcome?, guest_thread);
     if environment.output != Output::Text {
         report.set_state_hash(state.hash(&ram)?);
     }
