@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{bisect, demo, diff, log, merge, record, run, show, simulate};
+use crate::{bisect, demo, diff, log, merge, record, run, selfcheck, show, simulate, trace};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Demo(demo::DemoArguments),
     /// Runs a guest without recording it
     Run(run::RunArguments),
+    /// Runs a guest and compares the engine's ways to execute it with each other
+    Selfcheck(selfcheck::SelfcheckArguments),
     /// Runs a guest and records it
     Record(record::RecordArguments),
     /// Simulates all intervals of a recording in parallel and verifies each
@@ -43,4 +45,6 @@ pub(crate) enum Command {
     Log(log::LogArguments),
     /// Compares two checkpoints of a recording
     Diff(diff::DiffArguments),
+    /// Shows what is in a memory trace
+    Trace(trace::TraceArguments),
 }

@@ -22,8 +22,10 @@ mod quantity;
 mod record;
 mod recording;
 mod run;
+mod selfcheck;
 mod show;
 mod simulate;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser;
@@ -47,6 +49,7 @@ fn command(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::Demo(arguments) => demo::run(arguments, environment),
         Command::Run(arguments) => run::run(arguments, environment),
+        Command::Selfcheck(arguments) => selfcheck::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
         Command::Simulate(arguments) => simulate::run(arguments, environment),
         Command::Verify(arguments) => simulate::verify(arguments, environment),
@@ -56,5 +59,6 @@ fn command(cli: Cli) -> Result<Exit> {
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),
+        Command::Trace(arguments) => trace::run(arguments, environment),
     }
 }
