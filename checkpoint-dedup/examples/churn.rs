@@ -42,14 +42,18 @@ fn main() -> Result<(), Error> {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let repository = open(Path::new(directory))?;
     for turn in 0u64.. {
-        match mode.as_str() {
-            "write" => write(&repository, &mut dice, &format!("w{seed}-{turn}"))?,
-            "collect" => collect(&repository, &mut dice)?,
-            "read" => read(&repository)?,
+        let name = format!("w{seed}-{turn}");
+        let done = match mode.as_str() {
+            "write" => write(&repository, &mut dice, &name),
+            "collect" => collect(&repository, &mut dice),
+            "read" => read(&repository),
             _ => {
-                write(&repository, &mut dice, &format!("w{seed}-{turn}"))?;
-                collect(&repository, &mut dice)?;
+                write(&repository, &mut dice, &name).and_then(|()| collect(&repository, &mut dice))
             }
+        };
+        if let Err(error) = done {
+            eprintln!("churn {mode} {seed}: {error}");
+            return Err(error);
         }
     }
     Ok(())

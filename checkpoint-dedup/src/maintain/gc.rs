@@ -78,6 +78,8 @@ pub struct GcPlan {
     /// Bases that go although live items were encoded against them.
     gone: ItemSet,
     pack_bytes: u64,
+    /// The packs that the plan is about, and those that its run has made.
+    packs: HashSet<PackId>,
     parts: AllParts,
 }
 
@@ -160,11 +162,11 @@ impl Repository {
         let parts = self.all_parts()?;
         let kept = self.kept()?;
         let mut live = self.mark(&metas, &parts, &kept, progress)?;
-        let (uses, held) = survey(&metas, &sizes, &live);
-        if let Some(item) = live.all.first_not_in(&held) {
-            return Err(Error::Missing {
-                address: self.store.index.address(item),
-            });
+        let (uses, mut held) = survey(&metas, &sizes, &live);
+        // What a writer has published since the packs were listed lies in packs of its own.
+        while let Some(item) = live.all.first_not_in(&held) {
+            self.store.index.locate(item)?;
+            held.insert(item);
         }
         let (mut dead, mut moving, mut staying) = (Vec::new(), Vec::new(), Vec::new());
         let small = |u: &Use| u.file_bytes < SMALL_BYTES;
@@ -197,6 +199,7 @@ impl Repository {
             keep,
             gone,
             pack_bytes: sizes.values().sum(),
+            packs: sizes.into_keys().collect(),
             parts,
             repository: self,
         })
@@ -381,6 +384,7 @@ impl GcPlan {
             mover.pack(&pack.meta, &ids, &keep, &self.gone)?;
         }
         mover.finish()?;
+        self.packs.extend(&mover.written);
         out.written_bytes = mover.written_bytes;
         out.rebased_pages = mover.rebased;
         Ok(())
@@ -435,7 +439,7 @@ impl GcPlan {
     ) -> Result<HashSet<PackId>, Error> {
         let repository = &self.repository;
         let index = &repository.store.index;
-        let mine: HashSet<PackId> = index.present().iter().map(|meta| meta.id).collect();
+        let mine = &self.packs;
         let now = index.list()?;
         let parts = repository.all_parts()?;
         if now.iter().all(|(id, _)| mine.contains(id)) && parts == self.parts {

@@ -45,6 +45,15 @@ impl ItemSet {
         })
     }
 
+    /// All items, pack by pack.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Item> + '_ {
+        self.packs.iter().flat_map(|(&pack, bits)| {
+            (0..bits.len() as u32 * 64)
+                .filter(|&at| bits[at as usize / 64] >> (at % 64) & 1 == 1)
+                .map(move |ordinal| Item { pack, ordinal })
+        })
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.packs.is_empty()
     }
