@@ -7,6 +7,7 @@ use crate::environment::{Environment, Output};
 use crate::exit::Exit;
 use crate::guest::{ConsoleArgument, GuestArguments};
 use crate::quantity::{Count, Span};
+use crate::record::thread_cpu;
 use anyhow::Result;
 use clap::Args;
 use kvm_recorder::{Length, Options, Positions, Recorder, Summary};
@@ -84,6 +85,7 @@ pub(crate) fn execute(
         state: FinalState::default(),
     };
     let state = session.state.clone();
+    let cpu_before = thread_cpu();
     let (summary, compared) = match plan {
         None => {
             let recorder = Recorder::new(guest.vcpu, board, ram.clone(), options, output)?;
@@ -97,7 +99,7 @@ pub(crate) fn execute(
             (session.record(recorder)?, Some(progress.get()))
         }
     };
-    let mut report = Report::new(&summary);
+    let mut report = Report::new(&summary, thread_cpu() - cpu_before);
     report.set_compared(compared);
     if environment.output != Output::Text {
         report.set_state_hash(state.hash(&ram)?);

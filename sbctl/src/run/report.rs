@@ -12,6 +12,7 @@ use machine::units::Gfn;
 use serde::Serialize;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tcg_sim::selfcheck::Compared;
 
 /// How and when a guest ended.
@@ -25,6 +26,8 @@ pub(crate) struct Report {
     instructions: u64,
     guest_time_ns: u64,
     host_time_ns: u64,
+    /// CPU time of the thread that ran the guest.
+    guest_thread_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_hash: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,7 +37,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(summary: &Summary) -> Self {
+    pub(crate) fn new(summary: &Summary, guest_thread: Duration) -> Self {
         let ending = Ending::from(summary.reason);
         Self {
             end: ending.code,
@@ -43,6 +46,7 @@ impl Report {
             instructions: summary.steps.map_or(0, |steps| steps.0),
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
+            guest_thread_ns: guest_thread.as_nanos() as u64,
             state_hash: None,
             compared_windows: None,
             compared_instructions: None,
