@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, show, simulate};
+use crate::{diff, log, record, repository, run, show, simulate};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -37,4 +37,28 @@ pub(crate) enum Command {
     Log(log::LogArguments),
     /// Compares two checkpoints of a recording
     Diff(diff::DiffArguments),
+    /// Makes a repository
+    Init(repository::init::InitArguments),
+    /// Lists the recordings
+    Ls,
+    /// Shows how much is stored, and how
+    Stats(repository::stats::StatsArguments),
+    /// Removes recordings
+    Rm(repository::remove::RemoveArguments),
+    /// Removes all but the newest recordings
+    Prune(repository::remove::PruneArguments),
+    /// Cuts a recording at either end
+    Trim(repository::remove::TrimArguments),
+    /// Frees the space of what was removed
+    Gc(repository::gc::GcArguments),
+    /// Finds damage, and repairs it when asked to
+    Check(repository::check::CheckArguments),
+    /// Makes the index and the catalogue anew out of the packs
+    RepairIndex,
+    /// Copies recordings between repositories
+    Copy(repository::copy::CopyArguments),
+    /// Makes a recording out of memory dumps
+    Import(repository::import::ImportArguments),
+    /// Writes the memory of a checkpoint to a file
+    Export(repository::export::ExportArguments),
 }
