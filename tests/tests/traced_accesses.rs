@@ -646,6 +646,55 @@ fn user_mode() {
 }
 
 #[test]
+fn compatibility_mode() {
+    let mut guest = guest(|a| {
+        asm!(a;
+            mov(dword_ptr(rdi), layout::CODE as i32 + 0x4000); mov(word_ptr(rdi + 4), 8);
+            jmp(fword_ptr(rdi)));
+        Ok(())
+    });
+    let code = || {
+        let mut a = CodeAssembler::new(32)?;
+        let (mut function, mut over) = (a.create_label(), a.create_label());
+        asm!(a;
+            push(eax); pop(ebx); mov(eax, dword_ptr(edi)); add(dword_ptr(edi + 4), eax);
+            call(function); jmp(over); set_label(&mut function); ret(); set_label(&mut over);
+            pushad(); movsb(); mov(ecx, 2); db(&REP); stosw(); hlt());
+        a.assemble(layout::CODE + 0x4000)
+    };
+    guest.poke(layout::CODE + 0x4000, &code().expect("the case assembles"));
+    expect_in(
+        &guest,
+        None,
+        "32-bit code",
+        &[
+            "W 4 60000",
+            "W 2 60004",
+            "R 6 60000",
+            "R 8 1008 s",
+            "W 4 25ffc",
+            "R 4 25ffc",
+            "R 4 60000",
+            "U 4 60004",
+            "W 4 25ffc",
+            "R 4 25ffc",
+            "W 4 25ffc",
+            "W 4 25ff8",
+            "W 4 25ff4",
+            "W 4 25ff0",
+            "W 4 25fec",
+            "W 4 25fe8",
+            "W 4 25fe4",
+            "W 4 25fe0",
+            "R 1 61000",
+            "W 1 60000",
+            "W 2 60001",
+            "W 2 60003",
+        ],
+    );
+}
+
+#[test]
 fn ports() {
     expect(
         "at level 0",

@@ -12,6 +12,8 @@ use machine::units::Gfn;
 use serde::Serialize;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tcg_sim::selfcheck::Compared;
 
 /// How and when a guest ended.
 #[derive(Debug, Serialize)]
@@ -24,12 +26,18 @@ pub(crate) struct Report {
     instructions: u64,
     guest_time_ns: u64,
     host_time_ns: u64,
+    /// CPU time of the thread that ran the guest.
+    guest_thread_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_hash: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_windows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_instructions: Option<u64>,
 }
 
 impl Report {
-    pub(crate) fn new(summary: &Summary) -> Self {
+    pub(crate) fn new(summary: &Summary, guest_thread: Duration) -> Self {
         let ending = Ending::from(summary.reason);
         Self {
             end: ending.code,
@@ -38,7 +46,10 @@ impl Report {
             instructions: summary.steps.map_or(0, |steps| steps.0),
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
+            guest_thread_ns: guest_thread.as_nanos() as u64,
             state_hash: None,
+            compared_windows: None,
+            compared_instructions: None,
         }
     }
 
@@ -48,6 +59,12 @@ impl Report {
             true => Exit::Done,
             false => Exit::Failed,
         }
+    }
+
+    /// Adds how much was executed in other ways and came to the same.
+    pub(crate) fn set_compared(&mut self, compared: Option<Compared>) {
+        self.compared_windows = compared.map(|compared| compared.windows);
+        self.compared_instructions = compared.map(|compared| compared.steps);
     }
 
     /// Adds the hash of the final state.
@@ -67,7 +84,17 @@ impl fmt::Display for Report {
             Grouped(self.instructions),
             self.guest_time_ns as f64 / 1e9,
             self.instructions as f64 / 1e6 / host_seconds.max(1e-9),
-        )
+        )?;
+        if let (Some(windows), Some(steps)) = (self.compared_windows, self.compared_instructions) {
+            write!(
+                f,
+                "\nsbctl: {} instructions in {} windows came to the same state in one-instruction blocks \
+                 and from a cold start",
+                Grouped(steps),
+                Grouped(windows),
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -25,6 +25,9 @@ impl Engine {
         match self.access(va, access, one_step) {
             Ok(Some(addend)) => {
                 self.env().core.t1 = addend;
+                if let Some(gfn) = self.soft.direct_frame(va, addend).filter(|_| !one_step) {
+                    self.soft.probed().map((site.block, site.index), va, gfn);
+                }
                 Next::Resume(direct)
             }
             Ok(None) => {

@@ -319,7 +319,6 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
-        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -337,6 +336,13 @@ impl Soft {
             }
             self.frames.note_write_tag(gfn, page);
         }
+    }
+
+    /// The frame that an addend leads to, if it is one of RAM.
+    pub(crate) fn direct_frame(&self, va: u64, addend: u64) -> Option<Gfn> {
+        let offset = va.wrapping_add(addend).wrapping_sub(self.host_base);
+        let gfn = GuestPhys(offset).gfn();
+        self.is_ram(gfn).then_some(gfn)
     }
 
     /// Host address minus linear address of a byte of RAM.
