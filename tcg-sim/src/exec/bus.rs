@@ -172,8 +172,33 @@ impl SysBus for Soft {
         Ok(Some(self.addend(va, piece.gpa).wrapping_add(va) as *mut u8))
     }
 
+    fn hits_instruction(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        instruction_len: usize,
+    ) -> bool {
+        if !self.code_stored {
+            return false;
+        }
+        let stored = self.pieces(cpu, va, len, access(cpu, AccessKind::Data, true));
+        let fetch = Access::at_cpl(AccessType::Fetch, cpu.cpl());
+        let fetched = self.pieces(cpu, cpu.rip, instruction_len, fetch);
+        let (Ok(stored), Ok(fetched)) = (stored, fetched) else {
+            return false;
+        };
+        let parts = |(first, second): (Piece, Option<Piece>)| [Some(first), second];
+        parts(stored).into_iter().flatten().any(|store| {
+            parts(fetched)
+                .into_iter()
+                .flatten()
+                .any(|code| store.overlaps(code))
+        })
+    }
+
     fn vendor(&self) -> Vendor {
-        self.vendor
+        self.host.vendor
     }
 
     fn cpuid(&self) -> &CpuidTable {

@@ -2,6 +2,7 @@
 
 use super::frames::Frames;
 use super::frames::Writers;
+use super::host::HostCpu;
 use crate::jit::block::{Block, BlockId, BlockKey, Site};
 use crate::jit::code::CodeMemory;
 use crate::jit::translate::{self, MAX_HOST_BYTES, NoTranslation, Request, Translation};
@@ -68,7 +69,8 @@ pub(crate) struct CodeCache {
     sites: Vec<Site>,
     by_key: Map<BlockKey, BlockId>,
     pages: Map<Gfn, CodePage>,
-    decoder_options: u32,
+    pub(crate) decoder_options: u32,
+    host: HostCpu,
     /// How often everything was dropped because memory ran out.
     pub(crate) flushes: u64,
     /// Guest instructions translated.
@@ -80,7 +82,7 @@ impl CodeCache {
     ///
     /// # Errors
     /// What the host says.
-    pub(crate) fn new(bytes: usize, decoder_options: u32) -> io::Result<Self> {
+    pub(crate) fn new(bytes: usize, decoder_options: u32, host: HostCpu) -> io::Result<Self> {
         Ok(Self {
             code: CodeMemory::new(bytes)?,
             blocks: Vec::new(),
@@ -88,6 +90,7 @@ impl CodeCache {
             by_key: Map::default(),
             pages: Map::default(),
             decoder_options,
+            host,
             flushes: 0,
             translated: 0,
         })
@@ -146,6 +149,7 @@ impl CodeCache {
             first_site: self.sites.len() as u32,
             stop: guest.stop,
             decoder_options: self.decoder_options,
+            cpu: self.host,
             first_slot: guest.first_slot,
         })?;
         self.code.append(&translation.code);

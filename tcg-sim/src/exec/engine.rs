@@ -3,6 +3,8 @@
 use super::access::Owed;
 use super::arrive::Search;
 use super::cache::CodeCache;
+use super::faulting::Probe;
+use super::host::HostCpu;
 use super::soft::Soft;
 use super::traps;
 use crate::instrument::{Counts, Instruments};
@@ -109,6 +111,10 @@ pub struct Engine {
     pub(super) begun: bool,
     /// A store in the bounce buffer that the finished instruction owes to memory.
     pub(super) owed: Option<Owed>,
+    /// An x87 store whose access cannot be made is executing.
+    pub(super) probe: Option<Probe>,
+    /// The arithmetic flags from before a repeated comparison that has iterations behind it.
+    pub(super) rep_flags: Option<u64>,
     /// Set when an instruction retires; how a single step tells that from a fault.
     pub(super) retired: bool,
     /// The instruction that executes runs alone.
@@ -144,24 +150,25 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = vendor_of(&cpuid);
-        let decoder_options = if vendor == Vendor::Amd {
+        let host = HostCpu::of(vendor_of(&cpuid));
+        let decoder_options = if host.vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
             DecoderOptions::NONE
         };
-        let cache = CodeCache::new(options.code_bytes, decoder_options).map_err(|source| {
-            VcpuError::Host {
-                operation: "mapping code memory",
-                source,
-            }
-        })?;
+        let cache =
+            CodeCache::new(options.code_bytes, decoder_options, host).map_err(|source| {
+                VcpuError::Host {
+                    operation: "mapping code memory",
+                    source,
+                }
+            })?;
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
             table_modes: [Mode::of(&cpu); TLB_CLASSES],
             cpu,
-            soft: Soft::new(ram, cpuid, cache, vendor),
+            soft: Soft::new(ram, cpuid, cache, host),
             deadline: 0,
             rep_iterations: 0,
             pending: None,
@@ -169,6 +176,8 @@ impl Engine {
             step_alone: false,
             begun: false,
             owed: None,
+            probe: None,
+            rep_flags: None,
             retired: false,
             alone: false,
             rep_limit: REP_QUANTUM,
@@ -272,6 +281,7 @@ impl Engine {
         core.system_flags = cpu.rflags & !(rflags::OSZAPC | rflags::IF | rflags::DF | rflags::RF);
         core.fs_base = cpu.segs[4].base;
         core.gs_base = cpu.segs[5].base;
+        core.code_selector = u64::from(cpu.segs[1].selector);
     }
 
     /// Whether instructions must run one at a time for what the guest asked for.
@@ -303,6 +313,7 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.rep_flags = None;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
         if let Ok(delivered) = &delivered {
@@ -576,7 +587,8 @@ impl Engine {
         self.counters.branch_misses += 1;
         let rip = self.env().core.t0;
         if !is_canonical(rip) {
-            // The branch itself faults, with nothing done.
+            // The branch itself faults. What a call pushed stays; where it may not, the translation has
+            // looked at the target before.
             let block = self.soft.cache.block(site.block);
             let (offset, counted) = (
                 block.insns[usize::from(site.index)].offset,
@@ -585,7 +597,7 @@ impl Engine {
             let core = &mut self.soft.env().core;
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
-            self.owed = None;
+            self.pay();
             self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
@@ -602,10 +614,7 @@ impl Engine {
                 let published = self.soft.is_published(block);
                 let class = self.mode.class() as usize;
                 if published {
-                    let index = crate::jit::layout::ibtc_index(rip);
-                    let table = &mut self.env().ibtc[class];
-                    table.tag[index] = rip.wrapping_neg();
-                    table.host[index] = host;
+                    self.soft.cache_branch(class, rip, host);
                 }
                 Next::Resume(host)
             }
@@ -629,7 +638,7 @@ impl Engine {
         };
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         self.rewind(site);
-        self.owed = None;
+        (self.owed, self.probe) = (None, None);
         let fault = match trap.vector as u8 {
             vector::DE => Fault::plain(vector::DE),
             vector::MF => Fault::plain(vector::MF),

@@ -5,8 +5,11 @@ mod arrive;
 mod bus;
 pub(crate) mod cache;
 mod engine;
+mod faulting;
 mod fpu;
 mod frames;
+mod host;
+mod image;
 mod operand;
 mod soft;
 mod step;
@@ -15,6 +18,7 @@ mod vcpu;
 
 pub(crate) use arrive::Target;
 pub use engine::{Engine, EngineCounters, EngineOptions};
+pub(crate) use host::HostCpu;
 
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;

@@ -6,13 +6,14 @@
 
 use super::cache::{CodeCache, GuestCode};
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use super::host::HostCpu;
 use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
-use crate::jit::layout::{Env, EnvBox, tlb_index};
+use crate::jit::layout::{Env, EnvBox, ibtc_index, invalid_branch_tag, tlb_index};
 use crate::jit::mode::Mode;
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
-use crate::sys::{Fault, Vendor};
+use crate::sys::Fault;
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
 use machine::state::{CpuState, Seg};
@@ -21,6 +22,8 @@ use std::sync::Arc;
 
 /// Address spaces whose TLBs are kept.
 const SPACES: usize = 8;
+/// Cached branch targets that are forgotten one by one.
+const FEW_BRANCHES: usize = 64;
 /// Entries of the fetch cache of one address space.
 const FETCHES: usize = 256;
 
@@ -30,6 +33,8 @@ struct Space {
     env: EnvBox,
     /// Linear page (plus one) and user bit to frame, for instruction fetches.
     fetches: Box<[(u64, Gfn); FETCHES]>,
+    /// Class and index of the cached branch targets, while they are fewer than [`FEW_BRANCHES`].
+    branches: Vec<(usize, usize)>,
     used: u64,
 }
 
@@ -59,8 +64,8 @@ pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules hold where vendors differ.
-    pub(crate) vendor: Vendor,
+    /// Whose rules hold where processors differ.
+    pub(crate) host: HostCpu,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
     current: usize,
@@ -68,6 +73,8 @@ pub(crate) struct Soft {
     host_base: u64,
     /// Translations or fetch mappings changed: the executing block may be stale.
     pub(crate) code_changed: bool,
+    /// The instruction that Rust executes has stored to a frame with translations.
+    pub(crate) code_stored: bool,
     /// The host could not provide a page; the run ends with it.
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
@@ -84,20 +91,28 @@ pub(crate) struct Piece {
     pub(crate) bytes: usize,
 }
 
+impl Piece {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        let (a, b) = (self.gpa.0, other.gpa.0);
+        a < b + other.bytes as u64 && b < a + self.bytes as u64
+    }
+}
+
 impl Soft {
-    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, vendor: Vendor) -> Self {
+    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, host: HostCpu) -> Self {
         let (frames, host_base) = (Frames::new(ram.frames()), ram.host_base() as u64);
         Self {
             ram,
             cpuid,
             cache,
-            vendor,
+            host,
             frames,
             spaces: vec![Space::new(0)],
             current: 0,
             uses: 0,
             host_base,
             code_changed: false,
+            code_stored: false,
             ram_error: None,
             watched: None,
             watch: Watch::default(),
@@ -166,11 +181,22 @@ impl Soft {
 
     /// Forgets all branch targets and fetches, in every address space.
     pub(crate) fn flush_branches(&mut self) {
-        for space in &mut self.spaces {
-            space.env.get_mut().flush_branches();
-            space.fetches.fill(NO_FETCH);
-        }
         self.code_changed = true;
+        for space in &mut self.spaces {
+            space.flush_branches();
+        }
+    }
+
+    /// Caches where a branch target's code is.
+    pub(crate) fn cache_branch(&mut self, class: usize, target: u64, host: u64) {
+        let space = &mut self.spaces[self.current];
+        let index = ibtc_index(target);
+        if space.branches.len() < FEW_BRANCHES {
+            space.branches.push((class, index));
+        }
+        let table = &mut space.env.get_mut().ibtc[class];
+        table.tag[index] = target.wrapping_neg();
+        table.host[index] = host;
     }
 
     /// Makes the first write to each page come through the slow path again.
@@ -235,6 +261,7 @@ impl Soft {
     pub(crate) fn before_store(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
+        self.code_stored |= flags & CODE != 0;
         if flags & CODE != 0
             && self
                 .cache
@@ -503,7 +530,7 @@ impl Soft {
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.
-    fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
+    pub(crate) fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
         if !self.is_ram(gfn) {
             return Box::new([0xff; PAGE_BYTES as usize]);
         }
@@ -598,6 +625,7 @@ impl Space {
             cr3,
             env: EnvBox::new(),
             fetches: Box::new([NO_FETCH; FETCHES]),
+            branches: Vec::with_capacity(FEW_BRANCHES),
             used: 0,
         }
     }
@@ -605,7 +633,19 @@ impl Space {
     fn flush(&mut self) {
         let env = self.env.get_mut();
         env.flush_tlb();
-        env.flush_branches();
+        self.flush_branches();
+    }
+
+    fn flush_branches(&mut self) {
+        let env = self.env.get_mut();
+        if self.branches.len() < FEW_BRANCHES {
+            for (class, index) in self.branches.drain(..) {
+                env.ibtc[class].tag[index] = invalid_branch_tag(index);
+            }
+        } else {
+            env.flush_branches();
+            self.branches.clear();
+        }
         self.fetches.fill(NO_FETCH);
     }
 }
@@ -623,9 +663,16 @@ fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
 
 impl PhysMem for Soft {
     fn read_u64(&mut self, address: GuestPhys) -> u64 {
-        let mut bytes = [0; 8];
-        self.read_piece(address, &mut bytes);
-        u64::from_le_bytes(bytes)
+        if !self.ram.contains(address, 8) {
+            return u64::MAX;
+        }
+        match self.ram.read_aligned(address) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.ram_error.get_or_insert(error);
+                0
+            }
+        }
     }
 
     fn update_u64(&mut self, address: GuestPhys, value: u64) {

@@ -362,6 +362,10 @@ impl Asm {
         self.bytes
             .extend([0x40 | register.0 >> 3, 0x58 | register.0 & 7]);
     }
+    /// WAIT: raises a pending x87 exception.
+    pub(crate) fn wait(&mut self) {
+        self.bytes.push(0x9b);
+    }
     pub(crate) fn ret(&mut self) {
         self.bytes.push(0xc3);
     }

@@ -21,6 +21,9 @@ pub(crate) struct MemoryAccess {
     pub(crate) write: bool,
     /// Address bits that must be zero lest #GP (0 or 15).
     pub(crate) alignment: u8,
+    /// Whether the processor makes two accesses of it, the second eight bytes on: extended reals, packed
+    /// decimals, MASKMOVDQU.
+    pub(crate) parts: bool,
     /// Whether a non-canonical address is #SS instead of #GP.
     pub(crate) stack: bool,
 }

@@ -123,6 +123,17 @@ pub(crate) struct Core {
     pub(crate) bit_mask64: u64,
     /// All arithmetic flags of a host RFLAGS image.
     pub(crate) oszapc_mask: u64,
+    /// Where the last x87 instruction had its operand, and its opcode with [`LAST_X87`] and
+    /// [`LAST_X87_MEMORY`], on hosts where that becomes visible with an unmasked exception only.
+    pub(crate) fpu_last_dp: u64,
+    pub(crate) fpu_last_op: u64,
+    /// Selectors that go with the x87 pointers.
+    pub(crate) fpu_cs: u64,
+    pub(crate) fpu_ds: u64,
+    /// The bits that are zero in a canonical address once 2^47 is added.
+    pub(crate) high_mask: u64,
+    /// Selector in CS.
+    pub(crate) code_selector: u64,
     /// Negated address of the page of the state that is looked for, or [`NO_STOP`].
     pub(crate) stop_page: u64,
     /// Negated general-purpose registers of that state, in encoding order.
@@ -134,6 +145,11 @@ pub(crate) struct Core {
     pub(crate) xmm: [u128; 16],
     pub(crate) fx: FxArea,
 }
+
+/// Set in [`Core::fpu_last_op`] while it holds an instruction.
+pub(crate) const LAST_X87: u64 = 1 << 16;
+/// Set in [`Core::fpu_last_op`] if the instruction has a memory operand.
+pub(crate) const LAST_X87_MEMORY: u64 = 1 << 17;
 
 /// Aligned like the largest naturally aligned access, so that alignment faults stay what they are.
 #[derive(Clone)]
@@ -333,6 +349,7 @@ impl EnvBox {
         core.bit_mask16 = 15;
         core.bit_mask32 = 31;
         core.bit_mask64 = 63;
+        core.high_mask = 0xffff << 48;
         core.oszapc_mask = machine::state::rflags::OSZAPC;
         core.stop_page = NO_STOP;
         this

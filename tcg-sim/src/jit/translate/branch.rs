@@ -116,6 +116,7 @@ impl Translator<'_> {
                 read: true,
                 write: false,
                 alignment: 0,
+                parts: false,
                 stack,
             };
             self.check(address, access);

@@ -165,9 +165,7 @@ impl Translator<'_> {
 
     fn emit_check(&mut self, address: Address, access: MemoryAccess) {
         if self.one_step {
-            let from = self.asm.jmp();
-            self.slow_memory(from, address, access);
-            return;
+            return self.emit_check_in_rust(address, access);
         }
         // Sixteen unaligned bytes are common on the stack, and the slot takes aligned accesses only.
         let aligned = access.bytes <= 8 || access.alignment != 0;
@@ -177,6 +175,17 @@ impl Translator<'_> {
             Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
             _ => self.check_table(address, access),
         }
+    }
+
+    /// As [`Self::check`], always on the slow path.
+    pub(super) fn check_in_rust(&mut self, address: Address, access: MemoryAccess) {
+        self.emit_check_in_rust(address, access);
+        self.note_access(address, access);
+    }
+
+    fn emit_check_in_rust(&mut self, address: Address, access: MemoryAccess) {
+        let from = self.asm.jmp();
+        self.slow_memory(from, address, access);
     }
 
     fn check_slot(&mut self, address: Address, access: MemoryAccess, mask: i32) {

@@ -8,6 +8,7 @@
 mod arrive;
 mod branch;
 mod classify;
+mod length;
 mod memory;
 mod native;
 mod probe;
@@ -19,16 +20,21 @@ use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, Si
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::T0;
+use crate::exec::HostCpu;
 use classify::{Class, classify};
 pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
 };
+pub(crate) use special::is_narrow;
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
 /// Host bytes that one superblock may need at most, generously.
 pub(crate) const MAX_HOST_BYTES: usize = MAX_INSNS * 512;
+
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
 
 /// What to translate.
 pub(crate) struct Request<'a> {
@@ -46,6 +52,7 @@ pub(crate) struct Request<'a> {
     /// Page offset at which the state that is looked for may be met: blocks end before it.
     pub(crate) stop: Option<u16>,
     pub(crate) decoder_options: u32,
+    pub(crate) cpu: HostCpu,
     /// Number of the first counter that the block may use.
     pub(crate) first_slot: u32,
 }
@@ -185,16 +192,21 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
             break;
         }
         let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            let available = request.bytes.len() - start;
-            match (decoded.is_empty(), available) {
-                (true, 15..) => return Err(NoTranslation::TooLong),
-                (true, _) => return Err(NoTranslation::NeedsNextPage),
+        if instruction.is_invalid() {
+            let bytes = &request.bytes[start..];
+            let refused = if bitness == 64 {
+                refuse(bytes)
+            } else {
+                refuse_in_compat(bytes, decoder.last_error())
+            };
+            match refused {
+                None => {}
+                Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
-                (false, _) => break,
+                Some(_) => break,
             }
         }
-        let class = classify(&instruction, request.key.mode);
+        let class = classify(&instruction, request.key.mode, request.cpu.vendor);
         decoded.push((instruction, class));
         let page_ends = u64::from(request.key.offset) + decoder.position() as u64 >= 4096;
         let loops = class == Class::Condition && instruction.near_branch64() <= instruction.ip();
@@ -203,6 +215,29 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
         }
     }
     Ok(decoded)
+}
+
+/// Why bytes that are no instruction do not even raise #UD.
+fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
+    // How far the processor reads before it knows.
+    let length = length::length(bytes).unwrap_or(usize::MAX);
+    if bytes.len() < length.min(LONGEST) {
+        Some(NoTranslation::NeedsNextPage)
+    } else if length > LONGEST {
+        Some(NoTranslation::TooLong)
+    } else {
+        None
+    }
+}
+
+/// The same in compatibility mode, as far as the decoder tells.
+fn refuse_in_compat(bytes: &[u8], error: DecoderError) -> Option<NoTranslation> {
+    let reason = if bytes.len() < LONGEST {
+        NoTranslation::NeedsNextPage
+    } else {
+        NoTranslation::TooLong
+    };
+    (error == DecoderError::NoMoreBytes).then_some(reason)
 }
 
 impl Translator<'_> {
