@@ -10,7 +10,7 @@ use clap::Args;
 use kvm_recorder::{Length, Options, Positions, Recorder};
 use machine::units::VirtualNanos;
 use replay_log::RecordingId;
-use report::{FinalState, Report};
+use report::{EngineTable, FinalState, Report};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,6 +28,9 @@ pub(crate) struct RunArguments {
     /// Write what the run came to as JSON, with a hash of the guest's final state
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Print at the end what the engine did, in numbers: where its time may have gone
+    #[arg(long)]
+    engine_stats: bool,
 }
 
 impl RunArguments {
@@ -44,7 +47,7 @@ impl RunArguments {
 pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
     let Guest {
         ram,
-        vcpu,
+        mut vcpu,
         board,
         clock,
     } = arguments.guest.prepare()?;
@@ -57,12 +60,16 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
         queue_pages: Options::DEFAULT_QUEUE_PAGES,
     };
     let output = console::output(&arguments.guest.console)?;
-    let recorder = Recorder::new(vcpu, board, ram.clone(), options, output)?;
+    let recorder = Recorder::new(&mut vcpu, board, ram.clone(), options, output)?;
     let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
     let state = FinalState::default();
     let outcome = recorder.record(Box::new(state.clone()));
     drop(raw_mode);
-    let report = Report::new(&outcome?);
+    let counters = vcpu.counters();
+    if arguments.engine_stats {
+        eprint!("{}", EngineTable(&counters));
+    }
+    let report = Report::new(&outcome?, &counters);
     eprintln!("sbctl: {report}");
     let exit_code = report.exit_code();
     if let Some(path) = &arguments.json {

@@ -9,9 +9,11 @@ use machine::saved::Blob;
 use machine::units::Gfn;
 use replay_log::EndReason;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use tcg_sim::EngineCounters;
 
 /// How and when a guest ended.
 #[derive(Debug, Serialize)]
@@ -26,10 +28,14 @@ pub(crate) struct Report {
     host_time_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_hash: Option<String>,
+    /// What the engine counted.
+    engine: BTreeMap<&'static str, u64>,
+    /// Instructions that the engine executed in Rust.
+    engine_executed: BTreeMap<String, u64>,
 }
 
 impl Report {
-    pub(crate) fn new(summary: &Summary) -> Self {
+    pub(crate) fn new(summary: &Summary, counters: &EngineCounters) -> Self {
         // `Checkpoint` ends an interval, never a run.
         let (end, sentence, succeeded) = match summary.reason {
             EndReason::PoweredOff => ("powered-off", "the guest powered off", true),
@@ -50,6 +56,8 @@ impl Report {
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
             state_hash: None,
+            engine: counters.rows().into_iter().collect(),
+            engine_executed: counters.executed_by_mnemonic().into_iter().collect(),
         }
     }
 
@@ -80,6 +88,25 @@ impl fmt::Display for Report {
             self.guest_time_ns as f64 / 1e9,
             self.instructions as f64 / 1e6 / host_seconds.max(1e-9),
         )
+    }
+}
+
+/// The engine's counters as a table.
+pub(crate) struct EngineTable<'a>(pub(crate) &'a EngineCounters);
+
+impl fmt::Display for EngineTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in self.0.rows() {
+            writeln!(f, "engine: {name:20} {:>16}", Grouped(count).to_string())?;
+        }
+        for (mnemonic, count) in self.0.executed_by_mnemonic() {
+            writeln!(
+                f,
+                "engine: in rust: {mnemonic:11} {:>16}",
+                Grouped(count).to_string()
+            )?;
+        }
+        Ok(())
     }
 }
 

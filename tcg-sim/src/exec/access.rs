@@ -17,7 +17,7 @@ pub(super) struct Owed {
 
 impl Engine {
     pub(super) fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
-        self.counters.slow_accesses += 1;
+        self.soft.counters.slow_accesses += 1;
         let va = self.env().core.t0;
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         match self.access(va, access, one_step) {
@@ -31,6 +31,7 @@ impl Engine {
                 Next::Left(Left::Boundary)
             }
             Err(fault) => {
+                self.soft.counters.slow_faults += 1;
                 self.rewind(site);
                 Next::Left(self.deliver_fault(fault))
             }
@@ -57,6 +58,7 @@ impl Engine {
         let at = Access::at_cpl(kind, self.mode.cpl());
         let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
         if crosses && !alone {
+            self.soft.counters.slow_crossing += 1;
             return Ok(None);
         }
         let soft = &mut self.soft;
@@ -64,12 +66,20 @@ impl Engine {
             let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
             return Ok(Some(self.bounce(va, first, second, access)));
         }
+        let watched = sys::debug::watches_data(&self.cpu, va);
+        if !alone
+            && watched
+            && sys::debug::data_hits(&self.cpu, va, bytes as u64, access.write) != 0
+        {
+            return Ok(None);
+        }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
                 gpa: mapping.gpa,
                 bytes,
             };
+            soft.counters.slow_outside_ram += 1;
             return Ok(alone.then(|| self.bounce(va, piece, None, access)));
         }
         if access.write {
@@ -82,7 +92,7 @@ impl Engine {
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
-        } else {
+        } else if !watched {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))

@@ -69,6 +69,8 @@ pub(crate) struct CodeCache {
     pub(crate) flushes: u64,
     /// Guest instructions translated.
     pub(crate) translated: u64,
+    /// Superblocks translated.
+    pub(crate) made: u64,
 }
 
 impl CodeCache {
@@ -86,6 +88,7 @@ impl CodeCache {
             decoder_options,
             flushes: 0,
             translated: 0,
+            made: 0,
         })
     }
 
@@ -139,6 +142,7 @@ impl CodeCache {
         })?;
         self.code.append(&translation.code);
         self.translated += translation.insns.len() as u64;
+        self.made += 1;
         let mut writers = [Writers::None; 2];
         if guest.in_ram {
             writers[0] = self.register(key.gfn, id, translation.chunks, frames);

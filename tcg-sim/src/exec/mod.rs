@@ -3,6 +3,7 @@
 mod access;
 mod bus;
 mod cache;
+mod counters;
 mod engine;
 mod fpu;
 mod frames;
@@ -12,7 +13,8 @@ mod step;
 mod traps;
 mod vcpu;
 
-pub use engine::{Engine, EngineCounters, EngineOptions};
+pub use counters::EngineCounters;
+pub use engine::{Engine, EngineOptions};
 
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;

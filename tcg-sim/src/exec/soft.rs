@@ -5,6 +5,7 @@
 //! CR3 writes need to drop nothing.
 
 use super::cache::{CodeCache, GuestCode};
+use super::counters::EngineCounters;
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, EnvBox, tlb_index};
@@ -50,6 +51,7 @@ pub(crate) struct Soft {
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+    pub(crate) counters: EngineCounters,
 }
 
 /// One page's part of an access.
@@ -75,6 +77,7 @@ impl Soft {
             code_changed: false,
             ram_error: None,
             watched: None,
+            counters: EngineCounters::default(),
         }
     }
 
@@ -96,6 +99,7 @@ impl Soft {
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
+        self.counters.space_switches += 1;
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
         let next = found.unwrap_or_else(|| self.replace_space(cr3));
@@ -108,6 +112,7 @@ impl Soft {
     }
 
     fn replace_space(&mut self, cr3: u64) -> usize {
+        self.counters.space_misses += 1;
         if self.spaces.len() < SPACES {
             self.spaces.push(Space::new(cr3));
             return self.spaces.len() - 1;
@@ -123,12 +128,14 @@ impl Soft {
 
     /// Forgets all cached translations of addresses, in every address space.
     pub(crate) fn flush_all(&mut self) {
+        self.counters.tlb_flushes += 1;
         self.spaces.iter_mut().for_each(Space::flush);
         self.code_changed = true;
     }
 
     /// Forgets all branch targets and fetches, in every address space.
     pub(crate) fn flush_branches(&mut self) {
+        self.counters.branch_flushes += 1;
         for space in &mut self.spaces {
             space.env.get_mut().flush_branches();
             space.fetches.fill(NO_FETCH);
@@ -138,6 +145,7 @@ impl Soft {
 
     /// Makes the first write to each page come through the slow path again.
     pub(crate) fn flush_write_tags(&mut self) {
+        self.counters.write_flushes += 1;
         for space in &mut self.spaces {
             space.env.get_mut().flush_write_tags();
         }
@@ -150,14 +158,18 @@ impl Soft {
         self.frames.clear();
     }
 
+    /// Forgets what is cached of one linear page, in every address space.
+    pub(crate) fn flush_page(&mut self, page: u64) {
+        self.counters.page_flushes += 1;
+        for space in &mut self.spaces {
+            space.env.get_mut().flush_page(page);
+        }
+    }
+
     fn revoke(&mut self, writers: Writers) {
         match writers {
             Writers::None => {}
-            Writers::Page(page) => {
-                for space in &mut self.spaces {
-                    space.env.get_mut().flush_page(page);
-                }
-            }
+            Writers::Page(page) => self.flush_page(page),
             Writers::Any => self.flush_write_tags(),
         }
     }
@@ -180,6 +192,7 @@ impl Soft {
         if !is_canonical(va) {
             return Err(Fault::GP0);
         }
+        self.counters.walks += 1;
         let paging = Paging::of(cpu);
         let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
         for (index, gfn) in mapping.frames[..usize::from(mapping.levels)]
@@ -248,10 +261,7 @@ impl Soft {
 
     /// `va` as a table's level gives it: bits 48 and up may need sign extension.
     fn forget_page(&mut self, va: u64, executable: bool) {
-        let va = ((va << 16) as i64 >> 16) as u64;
-        for space in &mut self.spaces {
-            space.env.get_mut().flush_page(va);
-        }
+        self.flush_page(((va << 16) as i64 >> 16) as u64);
         if executable {
             self.flush_branches();
         }
@@ -261,8 +271,20 @@ impl Soft {
     pub(crate) fn store_needs_boundary(&mut self, gpa: GuestPhys, bytes: u64) -> bool {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
-        flags & TABLE != 0
-            || flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes)
+        if flags & TABLE != 0 {
+            self.counters.slow_table_stores += 1;
+            return true;
+        }
+        let overlaps = flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes);
+        self.counters.slow_code_stores += u64::from(overlaps);
+        self.counters.slow_shared_stores += u64::from(flags & CODE != 0 && !overlaps);
+        overlaps
+    }
+
+    fn is_cached(&mut self, page: u64, mode: Mode, wrote: bool) -> bool {
+        let tlb = &self.env().tlb[mode.class() as usize];
+        let tags = if wrote { &tlb.write_tag } else { &tlb.read_tag };
+        tags[tlb_index(page)] == page.wrapping_neg()
     }
 
     /// Caches a translation that the access was granted by.
@@ -281,6 +303,8 @@ impl Soft {
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        let cached = self.is_cached(page, mode, wrote);
+        self.counters.slow_cached += u64::from(cached);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];

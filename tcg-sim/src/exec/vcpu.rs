@@ -1,7 +1,7 @@
 //! The engine behind the vCPU contract.
 
 use super::engine::{Engine, PendingRead};
-use super::step::paging_bits;
+use super::step::{breakpoints, paging_bits};
 use super::{fpu, traps};
 use crate::sys::{self, Event, EventKind, Fault, Outcome};
 use machine::state::{Activity, CpuState, Shadow};
@@ -115,6 +115,7 @@ impl Vcpu for Engine {
         self.soft.reset();
         self.soft.switch_space(state.cr3);
         self.paging_bits = paging_bits(state);
+        self.breakpoints = breakpoints(state);
         self.push();
         self.refresh_mode();
         self.env().core.budget = 0;
