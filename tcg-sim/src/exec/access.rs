@@ -57,9 +57,14 @@ impl Engine {
         };
         let at = Access::at_cpl(kind, self.mode.cpl());
         let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
+        // A store in two pieces is written when its instruction has finished, which only an
+        // instruction that runs alone tells.
         if crosses && !alone {
             self.soft.counters.slow_crossing += 1;
-            return Ok(None);
+            if access.write || sys::debug::any_enabled(&self.cpu) {
+                return Ok(None);
+            }
+            self.check_alignment(va, access)?;
         }
         let soft = &mut self.soft;
         if crosses {
@@ -74,6 +79,7 @@ impl Engine {
             return Ok(None);
         }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        let table = access.write && soft.is_table(mapping.gpa.gfn());
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
                 gpa: mapping.gpa,
@@ -83,16 +89,18 @@ impl Engine {
             return Ok(alone.then(|| self.bounce(va, piece, None, access)));
         }
         if access.write {
-            if !alone && soft.store_needs_boundary(mapping.gpa, bytes as u64) {
+            if alone {
+                soft.before_store(mapping.gpa, bytes as u64);
+            } else if !soft.before_direct_store(mapping.gpa, bytes as u64) {
                 return Ok(None);
             }
-            soft.before_store(mapping.gpa, bytes as u64);
         } else if let Err(error) = soft.ram.prepare_read(mapping.gpa.gfn()) {
             soft.ram_error.get_or_insert(error);
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
-        } else if !watched {
+        } else if !watched && !table {
+            // A store to a table might be about to change what maps the table itself.
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))

@@ -65,11 +65,13 @@ counters! {
     space_switches,
     /// Of these: to one whose tables were not kept.
     space_misses,
+    /// Of these: upper halves taken over from the space before.
+    spaces_shared,
     /// Times all cached addresses of all spaces were dropped.
     tlb_flushes,
     /// Times all write tags were dropped.
     write_flushes,
-    /// Times one page was dropped from all spaces.
+    /// Times a range of pages was dropped.
     page_flushes,
     /// Times all cached branch targets were dropped.
     branch_flushes,

@@ -511,12 +511,8 @@ impl Engine {
             Ok(block) => {
                 let host = self.soft.cache.block(block).host;
                 let published = self.soft.is_published(block);
-                let class = self.mode.class() as usize;
                 if published {
-                    let index = crate::jit::layout::ibtc_index(rip);
-                    let table = &mut self.env().ibtc[class];
-                    table.tag[index] = rip.wrapping_neg();
-                    table.host[index] = host;
+                    self.soft.cache_branch(self.mode, rip, block);
                 }
                 Next::Resume(host)
             }

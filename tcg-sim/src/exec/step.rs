@@ -191,7 +191,7 @@ impl Engine {
         self.breakpoints = now;
         for (page, code) in sys::debug::watched_pages(&self.cpu) {
             if code {
-                self.soft.flush_branches();
+                self.soft.forget_code(page);
             } else {
                 self.soft.flush_page(page);
             }

@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 /// Entries of each TLB, a power of two.
 pub(crate) const TLB_ENTRIES: usize = 1024;
 /// Entries of each indirect-branch cache, a power of two.
-pub(crate) const IBTC_ENTRIES: usize = 2048;
+pub(crate) const IBTC_ENTRIES: usize = 8192;
 /// Bytes from the start of [`Env`] to the address in RSP.
 const BASE: usize = 140;
 /// Room below the block for signal frames of handlers without an alternate stack.
@@ -197,7 +197,7 @@ pub(crate) const fn invalid_tag(index: usize) -> u64 {
 
 /// A branch tag that no target through entry `index` can match.
 pub(crate) const fn invalid_branch_tag(index: usize) -> u64 {
-    (0x8000_0000_0000_0000 | (index as u64 ^ 1)).wrapping_neg()
+    (0x8000_0000_0000_0000 | (index as u64 ^ 2)).wrapping_neg()
 }
 
 const INVALID_TAGS: [u64; TLB_ENTRIES] = {
@@ -253,13 +253,6 @@ impl Env {
         }
         self.core.slots = [EMPTY_SLOT; 3];
     }
-
-    /// Forgets every cached branch target.
-    pub(crate) fn flush_branches(&mut self) {
-        for ibtc in &mut self.ibtc {
-            ibtc.tag = INVALID_BRANCH_TAGS;
-        }
-    }
 }
 
 impl Core {
@@ -285,9 +278,10 @@ pub(crate) fn tlb_index(address: u64) -> usize {
     (address >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
-/// Indirect-branch cache entry of a target.
+/// Indirect-branch cache entry of a target. The page number takes part, or targets at the same
+/// offset of different pages would displace each other.
 pub(crate) fn ibtc_index(target: u64) -> usize {
-    target as usize & (IBTC_ENTRIES - 1)
+    target.wrapping_add(target >> 12) as usize & (IBTC_ENTRIES - 1)
 }
 
 /// Owns an [`Env`] with room for signal frames below it.
@@ -309,7 +303,9 @@ impl EnvBox {
         let mut this = Self { allocation };
         let env = this.get_mut();
         env.flush_tlb();
-        env.flush_branches();
+        for ibtc in &mut env.ibtc {
+            ibtc.tag = INVALID_BRANCH_TAGS;
+        }
         let core = &mut env.core;
         core.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
         core.ibtc_mask = IBTC_ENTRIES as u64 - 1;
@@ -379,6 +375,13 @@ mod tests {
                     assert_ne!(invalid_tag(index).wrapping_add(last) >> 12, 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn invalid_branch_tags_match_no_target_through_their_entry() {
+        for index in 0..IBTC_ENTRIES {
+            assert_ne!(ibtc_index(invalid_branch_tag(index).wrapping_neg()), index);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Which part of the translator deals with an instruction.
 
+use super::string;
 use crate::jit::mode::Mode;
 use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
@@ -20,6 +21,8 @@ pub(super) enum Class {
         ends: bool,
     },
     Lea,
+    /// MOVS, STOS, LODS that may run natively.
+    String,
     BitString,
     MaskedMove,
     /// CLD, STD, CLI.
@@ -62,6 +65,9 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
     }
     if let Some(class) = by_mnemonic(instruction, mode) {
         return class;
+    }
+    if string::shape(instruction).is_some() {
+        return Class::String;
     }
     if touches_segments(instruction)
         || instruction.is_privileged()

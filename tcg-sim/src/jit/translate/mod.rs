@@ -11,6 +11,7 @@ mod memory;
 mod native;
 mod special;
 mod stack;
+mod string;
 
 use super::asm::{Asm, Host, Mem, Patch};
 use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
@@ -22,6 +23,7 @@ use classify::{Class, classify};
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
 };
+use memory::Address;
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -75,6 +77,14 @@ enum Tail {
     Memory {
         from: Patch,
         address: Host,
+        site: u32,
+    },
+    /// The stack slot does not fit: the table may.
+    Slot {
+        from: Patch,
+        address: Address,
+        access: MemoryAccess,
+        direct: u64,
         site: u32,
     },
     /// Leaves with a site.
@@ -240,6 +250,7 @@ impl Translator<'_> {
             Class::X87 => self.x87(instruction),
             Class::Execute { ends } => self.execute(instruction, ends),
             Class::Lea => self.lea(instruction),
+            Class::String => self.string(instruction),
             Class::BitString => self.bit_string(instruction),
             Class::MaskedMove => self.masked_move(instruction),
             Class::Flag => self.flag(instruction),
@@ -297,6 +308,20 @@ impl Translator<'_> {
                 } => {
                     self.asm.bind(from);
                     self.asm.mov(T0, address);
+                    self.leave_with(site);
+                }
+                Tail::Slot {
+                    from,
+                    address,
+                    access,
+                    direct,
+                    site,
+                } => {
+                    self.asm.bind(from);
+                    let miss = self.look_up(address, access);
+                    self.asm.jmp_to(direct);
+                    self.asm.bind(miss);
+                    self.asm.mov(T0, address.register);
                     self.leave_with(site);
                 }
                 Tail::Leave { from, site } => {
