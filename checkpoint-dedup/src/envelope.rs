@@ -54,6 +54,11 @@ pub(crate) const LOG: Kind = Kind {
     version: 1,
     name: "log segment",
 };
+pub(crate) const CONDEMNED: Kind = Kind {
+    magic: *b"SBCOND\r\n",
+    version: 1,
+    name: "list of condemned packs",
+};
 pub(crate) const LOCK: Kind = Kind {
     magic: *b"SBLOCK\r\n",
     version: 1,

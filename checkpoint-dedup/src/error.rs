@@ -188,6 +188,9 @@ pub enum Error {
     /// What the caller handed over contradicts the recording.
     #[error("{0}")]
     Refused(String),
+    /// The caller asked to stop. What was published before stays.
+    #[error("interrupted")]
+    Interrupted,
     /// The catalogue database failed. It is derived data: `repair-index` recreates it.
     #[error("catalogue: {0} (recreate it with `sbctl repair-index`)")]
     Catalogue(String),

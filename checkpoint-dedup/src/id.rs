@@ -54,9 +54,9 @@ hash_id!(
     BlobId, 32
 );
 hash_id!(
-    /// First 16 bytes of the BLAKE3 of a pack file: its name, and the first half of the address of
-    /// every page that was first stored in it. Equal ids mean equal files, so an address is never
-    /// reused for other bytes.
+    /// Names a pack file, and is the first half of the address of every page that was first stored
+    /// in it. Made of the process, the time and chance, and never used twice, so an address always
+    /// means the same bytes.
     PackId, 16
 );
 hash_id!(
@@ -64,11 +64,13 @@ hash_id!(
     RecordingId, 16
 );
 hash_id!(
-    /// What a pack keeps of the identity of an item: the first 16 bytes of a [`PageId`], or of the
-    /// identity of a blob's chunk. It finds duplicates (which are then compared byte by byte) and
-    /// verifies content.
-    ItemId, 16
+    /// What a pack keeps of the identity of an item: the first 8 bytes of a [`ContentId`]. It finds
+    /// duplicates (which are then compared byte by byte) and lets `check` verify content.
+    ItemId, 8
 );
+/// The whole identity of an item: a [`PageId`], or the identity of a blob's chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct ContentId([u8; 32]);
 
 impl PageId {
     /// The identity of this content.
@@ -76,9 +78,9 @@ impl PageId {
         Self(*blake3::hash(page).as_bytes())
     }
 
-    /// What packs keep of this identity.
-    pub(crate) fn item(&self) -> ItemId {
-        ItemId(prefix(&self.0))
+    /// As the identity of an item of a pack.
+    pub(crate) fn content(&self) -> ContentId {
+        ContentId(self.0)
     }
 }
 
@@ -89,32 +91,47 @@ impl BlobId {
     }
 }
 
-impl ItemId {
+impl ContentId {
     /// The identity of one chunk of a blob.
     pub(crate) fn of_chunk(bytes: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(CHUNK_CONTEXT);
         hasher.update(bytes);
-        Self(prefix(hasher.finalize().as_bytes()))
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// What packs keep of it.
+    pub(crate) fn item(&self) -> ItemId {
+        let mut out = [0; 8];
+        out.copy_from_slice(&self.0[..8]);
+        ItemId(out)
     }
 }
 
 impl PackId {
-    /// The identity of these pack file bytes.
-    pub(crate) fn of(file: &[u8]) -> Self {
-        Self(prefix(blake3::hash(file).as_bytes()))
-    }
-
     /// Parses the hexadecimal form.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        if text.len() != 32 || !text.is_ascii() {
-            return None;
-        }
-        let mut bytes = [0; 16];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-        }
-        Some(Self(bytes))
+        parse_hex(text).map(Self)
     }
+}
+
+impl RecordingId {
+    /// Parses the hexadecimal form.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        parse_hex(text).map(Self)
+    }
+}
+
+/// Sixteen bytes written as 32 lower-case hexadecimal digits.
+pub(crate) fn parse_hex(text: &str) -> Option<[u8; 16]> {
+    let digit = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+    if text.len() != 32 || !text.bytes().all(digit) {
+        return None;
+    }
+    let mut bytes = [0; 16];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// First 16 bytes of a hash.
@@ -136,7 +153,7 @@ impl fmt::Display for Frame {
 }
 
 /// Number of a checkpoint in its recording. The first is 0; there are no gaps.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct CheckpointNo(pub u32);
 
 impl CheckpointNo {

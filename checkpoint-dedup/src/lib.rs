@@ -52,16 +52,18 @@
 //!
 //! Architecture invariants: packs are the only truth, every index and the catalogue are derived;
 //! a published object never changes; what an object refers to was durable before the object was;
-//! decoding a page costs at most sixteen page decodes whatever a file says.
+//! decoding a page costs at most 64 page decodes whatever a file says.
 
 mod backend;
 mod cache;
 mod codec;
+mod condemned;
 mod envelope;
 mod error;
 mod id;
 mod index;
 mod lock;
+mod maintain;
 mod map;
 mod pack;
 mod reader;
@@ -78,7 +80,12 @@ pub use id::{
     RecordingId, RecordingName,
 };
 pub use lock::Patience;
+pub use maintain::{
+    Affected, CheckOptions, CheckReport, CopyReport, Damage, DamageKind, GcOptions, GcPlan,
+    GcReport, Progress, ReadableRun, RebuildReport, RepairAction, RepairPlan, Silent, TrimRange,
+    check, plan_repair,
+};
 pub use reader::{Checkpoint, LogSegment, Recording, SpaceView};
 pub use repository::{OpenOptions, RecordingInfo, RecordingState, Repository};
 pub use store::CacheLimits;
-pub use writer::{Draft, LogDraft, Published, SpaceNo, Ticket, Writer, WriterOptions};
+pub use writer::{Draft, Haste, LogDraft, Published, SpaceNo, Ticket, Writer, WriterOptions};

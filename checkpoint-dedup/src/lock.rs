@@ -10,21 +10,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::Backend;
+use crate::condemned::CondemnedId;
 use crate::envelope::{LOCK, open, seal};
 use crate::error::{Error, FormatError, Holder};
+use crate::id::RecordingId;
 use crate::wire::{Input, Output};
 use process::Process;
 
-pub(crate) use process::{unique, unix_ns};
+pub(crate) use process::{is_orphan, temporary_name, unique, unix_ns};
+
+/// Key prefix of all locks.
+pub(crate) const PREFIX: &str = "locks/";
 
 /// Exclusive: the one writer.
 pub(crate) const WRITER: &str = "writer";
-/// Shared: readers and writers that garbage collection must spare.
-pub(crate) const LEASE: &str = "lease";
+/// Exclusive: whoever removes objects.
+pub(crate) const MAINTENANCE: &str = "maintenance";
+/// Shared: a reader of a series, which keeps the series although its name may go.
+pub(crate) const READING: &str = "reading";
+/// Shared: a writer of a series. It holds up the deletion of condemned packs until it has
+/// acknowledged them.
+pub(crate) const WRITING: &str = "writing";
 
 /// How long to wait for an exclusive lock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Patience(pub Duration);
+
+impl Patience {
+    /// Enough for what takes a moment.
+    pub const BRIEF: Self = Self(Duration::from_secs(10));
+}
 
 /// What a lock object says.
 #[derive(Debug, Clone)]
@@ -33,27 +48,56 @@ pub(crate) struct LockInfo {
     process: Process,
     pub(crate) since_unix_ns: u64,
     pub(crate) purpose: String,
-    token: [u8; 16],
+    /// The series it protects; zero for none.
+    pub(crate) series: RecordingId,
+    /// The lists of condemned packs that its holder no longer refers to.
+    pub(crate) honours: Vec<CondemnedId>,
 }
 
+/// A series that is none.
+const NO_SERIES: RecordingId = RecordingId::from_bytes([0; 16]);
+
 impl LockInfo {
+    fn new(key: String, purpose: &str, series: RecordingId, honours: Vec<CondemnedId>) -> Self {
+        Self {
+            key,
+            process: Process::current(),
+            since_unix_ns: unix_ns(SystemTime::now()),
+            purpose: purpose.to_owned(),
+            series,
+            honours,
+        }
+    }
+
+    /// Puts the object; whether its key was free.
+    fn put(&self, backend: &dyn Backend) -> Result<bool, Error> {
+        Ok(backend.put_if_absent(&self.key, &self.encode())?)
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
         self.process.encode(&mut body);
         body.put_u64(self.since_unix_ns);
         body.put_block(self.purpose.as_bytes());
-        body.extend_from_slice(&self.token);
+        body.extend_from_slice(self.series.as_bytes());
+        body.put_varint(self.honours.len() as u64);
+        for id in &self.honours {
+            body.extend_from_slice(id);
+        }
         seal(&LOCK, &body)
     }
 
-    fn decode(key: &str, bytes: &[u8]) -> Result<Self, FormatError> {
+    pub(crate) fn decode(key: &str, bytes: &[u8]) -> Result<Self, FormatError> {
         let mut input = Input::new(open(&LOCK, bytes)?);
         let info = Self {
             key: key.to_owned(),
             process: Process::decode(&mut input)?,
             since_unix_ns: input.u64()?,
             purpose: input.text()?.to_owned(),
-            token: input.array()?,
+            series: RecordingId::from_bytes(input.array()?),
+            honours: (0..input.count(16)?)
+                .map(|_| input.array())
+                .collect::<Result<_, _>>()?,
         };
         input.finish()?;
         Ok(info)
@@ -64,7 +108,7 @@ impl LockInfo {
         self.process.may_live()
     }
 
-    fn holder(&self, backend: &dyn Backend) -> Holder {
+    pub(crate) fn holder(&self, backend: &dyn Backend) -> Holder {
         Holder {
             host: self.process.host.clone(),
             pid: self.process.pid,
@@ -75,10 +119,64 @@ impl LockInfo {
     }
 }
 
-/// A lock or lease; given back when dropped.
+/// A lock; given back when dropped.
 pub(crate) struct Lock {
     backend: Arc<dyn Backend>,
     pub(crate) key: String,
+}
+
+/// A shared lock that says what it protects; given back when dropped.
+pub(crate) struct Lease {
+    backend: Arc<dyn Backend>,
+    kind: &'static str,
+    info: LockInfo,
+}
+
+impl Lease {
+    /// Takes a lease.
+    pub(crate) fn take(
+        backend: &Arc<dyn Backend>,
+        kind: &'static str,
+        purpose: &str,
+        series: RecordingId,
+    ) -> Result<Self, Error> {
+        let info = LockInfo::new(lease_key(kind), purpose, series, Vec::new());
+        info.put(&**backend)?;
+        Ok(Self {
+            backend: Arc::clone(backend),
+            kind,
+            info,
+        })
+    }
+
+    /// Says that the holder refers to nothing on these lists any more. The new object is there
+    /// before the old one goes, so the lease never lapses.
+    pub(crate) fn acknowledge(&mut self, mut ids: Vec<CondemnedId>) -> Result<(), Error> {
+        ids.sort_unstable();
+        if ids == self.info.honours {
+            return Ok(());
+        }
+        let next = LockInfo {
+            key: lease_key(self.kind),
+            honours: ids,
+            ..self.info.clone()
+        };
+        next.put(&*self.backend)?;
+        let old = std::mem::replace(&mut self.info, next);
+        self.backend.delete(&old.key)?;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // As with locks.
+        let _ = self.backend.delete(&self.info.key);
+    }
+}
+
+fn lease_key(kind: &str) -> String {
+    format!("{PREFIX}{kind}-{}", RecordingId::from_bytes(unique()))
 }
 
 impl Drop for Lock {
@@ -88,26 +186,41 @@ impl Drop for Lock {
     }
 }
 
-/// All locks of a kind, stale ones included. An unreadable lock object counts as held by someone
+/// All locks of a kind, stale ones included. A lease that is exchanged for another during a
+/// listing may show in neither form, so this lists until two listings agree. An unreadable lock object counts as held by someone
 /// unknown, because taking it for free could let two writers in.
 pub(crate) fn list(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, Error> {
-    let mut out = Vec::new();
-    for listed in backend.list("locks/")? {
-        if !listed.key.starts_with(&format!("locks/{kind}-")) {
-            continue;
+    let prefix = format!("{PREFIX}{kind}-");
+    let mut before: Option<Vec<String>> = None;
+    loop {
+        let mut keys: Vec<String> = backend.list(PREFIX)?.into_iter().map(|o| o.key).collect();
+        keys.retain(|key| key.starts_with(&prefix));
+        keys.sort();
+        if before.as_ref() == Some(&keys)
+            && let Some(all) = read_all(backend, &keys)?
+        {
+            return Ok(all);
         }
-        let bytes = match backend.get_all(&listed.key) {
+        before = Some(keys);
+    }
+}
+
+/// Reads locks; `None` if one is gone.
+fn read_all(backend: &dyn Backend, keys: &[String]) -> Result<Option<Vec<LockInfo>>, Error> {
+    let mut out = Vec::new();
+    for key in keys {
+        let bytes = match backend.get_all(key) {
             Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => continue,
+            Err(e) if e.is_not_found() => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let info = LockInfo::decode(&listed.key, &bytes).map_err(|source| Error::Damaged {
-            path: backend.describe(&listed.key),
+        let info = LockInfo::decode(key, &bytes).map_err(|source| Error::Damaged {
+            path: backend.describe(key),
             source,
         })?;
         out.push(info);
     }
-    Ok(out)
+    Ok(Some(out))
 }
 
 /// Locks of a kind whose process may still be there.
@@ -116,29 +229,6 @@ pub(crate) fn live(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, E
         .into_iter()
         .filter(LockInfo::is_live)
         .collect())
-}
-
-/// Takes a shared lease.
-pub(crate) fn lease(backend: &Arc<dyn Backend>, purpose: &str) -> Result<Lock, Error> {
-    let token = unique();
-    let name: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
-    let key = format!("locks/{LEASE}-{name}");
-    put(&**backend, &key, purpose, token)?;
-    Ok(Lock {
-        backend: Arc::clone(backend),
-        key,
-    })
-}
-
-fn put(backend: &dyn Backend, key: &str, purpose: &str, token: [u8; 16]) -> Result<bool, Error> {
-    let info = LockInfo {
-        key: key.to_owned(),
-        process: Process::current(),
-        since_unix_ns: unix_ns(SystemTime::now()),
-        purpose: purpose.to_owned(),
-        token,
-    };
-    Ok(backend.put_if_absent(key, &info.encode())?)
 }
 
 /// Takes an exclusive lock, waiting as long as `patience` allows.
@@ -191,8 +281,13 @@ fn try_exclusive(
         .max()
         .unwrap_or(0)
         .wrapping_add(1);
-    let key = format!("locks/{kind}-{next:08}");
-    if !put(&**backend, &key, purpose, unique())? {
+    let info = LockInfo::new(
+        format!("{PREFIX}{kind}-{next:08}"),
+        purpose,
+        NO_SERIES,
+        Vec::new(),
+    );
+    if !info.put(&**backend)? {
         let found = list(&**backend, kind)?;
         return match found.iter().find(|lock| lock.is_live()) {
             Some(held) => Ok(Err(held.holder(&**backend))),
@@ -201,7 +296,7 @@ fn try_exclusive(
     }
     let mine = Lock {
         backend: Arc::clone(backend),
-        key,
+        key: info.key,
     };
     let others = list(&**backend, kind)?;
     if let Some(other) = others
@@ -253,12 +348,31 @@ mod tests {
             },
             since_unix_ns: 1,
             purpose: "died".into(),
-            token: [0; 16],
+            series: NO_SERIES,
+            honours: Vec::new(),
         };
         backend.put_if_absent(&info.key, &info.encode()).unwrap();
         let lock = exclusive(&backend, WRITER, "next", Patience::default()).unwrap();
         assert_eq!(lock.key, "locks/writer-00000005");
         assert_eq!(list(&*backend, WRITER).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_lease_says_what_it_honours() {
+        let (_directory, backend) = backend();
+        let series = RecordingId::from_bytes([5; 16]);
+        let mut lease = Lease::take(&backend, WRITING, "record", series).unwrap();
+        let of = |kind| live(&*backend, kind).unwrap();
+        assert_eq!((of(WRITING).len(), of(READING).len()), (1, 0));
+        lease.acknowledge(vec![[2; 16], [1; 16]]).unwrap();
+        let now = of(WRITING);
+        assert_eq!(now.len(), 1);
+        assert_eq!(
+            (now[0].series, &now[0].honours[..]),
+            (series, &[[1; 16], [2; 16]][..])
+        );
+        drop(lease);
+        assert_eq!(of(WRITING).len(), 0);
     }
 
     #[test]

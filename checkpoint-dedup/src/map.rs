@@ -123,6 +123,10 @@ impl Layer {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     pub(crate) fn heap_bytes(&self) -> usize {
         self.frames.len() * 12 + self.fills.len() * 8
     }
@@ -232,7 +236,7 @@ impl Layer {
         Ok(layer)
     }
 
-    #[cfg(test)]
+    /// Frames in the layer.
     pub(crate) fn len(&self) -> usize {
         self.frames.len()
     }

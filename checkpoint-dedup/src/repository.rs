@@ -6,17 +6,17 @@ use std::time::SystemTime;
 
 use crate::backend::{Backend, Local};
 use crate::envelope::{self, CONFIG};
-use crate::error::Error;
+use crate::error::{Error, FormatError};
 use crate::id::{CheckpointNo, RecordingId, RecordingName};
-use crate::lock::{self, Lock};
+use crate::lock;
 use crate::reader::Recording;
-use crate::recording::{self, End, Part, Start};
+use crate::recording::{self, End, Extent, Part, Start};
 use crate::store::{CacheLimits, Store};
 use crate::wire::{Input, Output};
 use crate::writer::{Writer, WriterOptions};
 
 /// Key of the configuration: its presence makes a directory a repository.
-const CONFIG_KEY: &str = "config";
+pub(crate) const CONFIG_KEY: &str = "config";
 
 /// How to open a repository.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,9 +72,6 @@ pub struct RecordingInfo {
 #[derive(Clone)]
 pub struct Repository {
     pub(crate) store: Arc<Store>,
-    /// Keeps garbage collection from removing what this handle may read; `None` on a read-only
-    /// mount.
-    _lease: Arc<Option<Lock>>,
 }
 
 impl Repository {
@@ -105,9 +102,7 @@ impl Repository {
     /// # Errors
     /// As [`Repository::create`].
     pub fn create_on(backend: Arc<dyn Backend>, options: OpenOptions) -> Result<Self, Error> {
-        let mut body = lock::unique().to_vec();
-        body.put_u64(lock::unix_ns(SystemTime::now()));
-        if !backend.put_if_absent(CONFIG_KEY, &envelope::seal(&CONFIG, &body))? {
+        if !put_config(&*backend)? {
             return Err(Error::RepositoryExists {
                 path: backend.describe(""),
             });
@@ -121,14 +116,13 @@ impl Repository {
     /// As [`Repository::open`].
     pub fn open_on(backend: Arc<dyn Backend>, options: OpenOptions) -> Result<Self, Error> {
         check_config(&*backend)?;
-        // Before anything is listed, so that collection either sees the lease or has condemned
-        // its packs already.
-        let lease = lock::lease(&backend, "read").ok();
+        Ok(Self::unchecked(backend, options))
+    }
+
+    /// A handle on whatever is there.
+    pub(crate) fn unchecked(backend: Arc<dyn Backend>, options: OpenOptions) -> Self {
         let store = Arc::new(Store::new(backend, options.caches));
-        Ok(Self {
-            store,
-            _lease: Arc::new(lease),
-        })
+        Self { store }
     }
 
     /// The recordings, by name. One whose start is unreadable is left out; `check` reports it.
@@ -136,16 +130,8 @@ impl Repository {
     /// # Errors
     /// What the storage says.
     pub fn recordings(&self) -> Result<Vec<RecordingInfo>, Error> {
-        let listed = self.store.backend.list("recordings/")?;
-        let mut names: Vec<RecordingName> = listed
-            .iter()
-            .filter_map(|object| recording::parse_key(&object.key))
-            .filter(|(_, part)| *part == Part::Start)
-            .map(|(name, _)| name)
-            .collect();
-        names.sort();
         let mut out = Vec::new();
-        for name in names {
+        for name in self.names()? {
             match self.recording_info(&name) {
                 Ok(info) => out.push(info),
                 Err(Error::NoRecording { .. }) => {}
@@ -156,36 +142,40 @@ impl Repository {
         Ok(out)
     }
 
+    /// The names that are taken.
+    pub(crate) fn names(&self) -> Result<Vec<RecordingName>, Error> {
+        let listed = self.store.backend.list(recording::NAMES)?;
+        let mut names: Vec<RecordingName> = listed
+            .iter()
+            .filter_map(|object| recording::parse_name_key(&object.key))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// What is known of one recording.
     ///
     /// # Errors
     /// [`Error::NoRecording`].
     pub fn recording_info(&self, name: &RecordingName) -> Result<RecordingInfo, Error> {
         let start = self.start(name)?;
-        let parts = self.parts(name)?;
-        let checkpoints = parts.iter().filter_map(|part| match part {
-            Part::Checkpoint(number) => Some(*number),
-            _ => None,
-        });
-        let state = self.state(name, start.recording, &parts)?;
+        let extent = Extent::of(&self.parts(start.recording)?);
+        let state = self.state(name, start.recording, &extent)?;
         Ok(RecordingInfo {
             name: name.clone(),
             id: start.recording,
             created_unix_ns: start.created_unix_ns,
             state,
-            first: checkpoints.clone().min(),
-            last: checkpoints.max(),
-            logs: parts
-                .iter()
-                .filter(|part| matches!(part, Part::Log(_)))
-                .count() as u32,
+            first: extent.checkpoints.first().copied(),
+            last: extent.checkpoints.last().copied(),
+            logs: extent.logs.len() as u32,
             note: start.note,
         })
     }
 
-    /// The objects of a recording.
-    pub(crate) fn parts(&self, name: &RecordingName) -> Result<Vec<Part>, Error> {
-        let listed = self.store.backend.list(&recording::prefix(name))?;
+    /// The objects of a series.
+    pub(crate) fn parts(&self, id: RecordingId) -> Result<Vec<Part>, Error> {
+        let listed = self.store.backend.list(&recording::prefix(id))?;
         Ok(listed
             .iter()
             .filter_map(|o| Some(recording::parse_key(&o.key)?.1))
@@ -194,7 +184,7 @@ impl Repository {
 
     /// The start of a recording.
     pub(crate) fn start(&self, name: &RecordingName) -> Result<Start, Error> {
-        let key = recording::key(name, Part::Start);
+        let key = recording::name_key(name);
         let bytes = match self.store.backend.get_all(&key) {
             Ok(bytes) => bytes,
             Err(e) if e.is_not_found() => {
@@ -212,28 +202,32 @@ impl Repository {
         &self,
         name: &RecordingName,
         id: RecordingId,
-        parts: &[Part],
+        extent: &Extent,
     ) -> Result<RecordingState, Error> {
-        if parts.contains(&Part::End) {
-            let key = recording::key(name, Part::End);
+        if let Some(last) = extent.end {
+            let key = recording::key(id, Part::End(last));
             let bytes = self.store.backend.get_all(&key)?;
-            let damaged = |source| Error::Damaged {
-                path: self.store.backend.describe(&key),
-                source,
+            return match End::decode(&bytes) {
+                Ok(end) if end.complete => Ok(RecordingState::Finished),
+                Err(source @ FormatError::Version { .. }) => Err(Error::Damaged {
+                    path: self.store.backend.describe(&key),
+                    source,
+                }),
+                // Where it ends is in the key; that it is damaged is for `check` to say.
+                Ok(_) | Err(_) => Ok(RecordingState::Dead),
             };
-            let end = End::decode(&bytes).map_err(damaged)?;
-            if end.recording == id {
-                return Ok(RecordingState::Finished);
-            }
         }
+        Ok(match self.is_being_written(name)? {
+            true => RecordingState::Running,
+            false => RecordingState::Dead,
+        })
+    }
+
+    /// Whether the writer of a recording is alive.
+    pub(crate) fn is_being_written(&self, name: &RecordingName) -> Result<bool, Error> {
         let purpose = writing_purpose(name);
         let live = lock::live(&*self.store.backend, lock::WRITER)?;
-        let running = live.iter().any(|lock| lock.purpose == purpose);
-        Ok(if running {
-            RecordingState::Running
-        } else {
-            RecordingState::Dead
-        })
+        Ok(live.iter().any(|lock| lock.purpose == purpose))
     }
 
     /// Opens a recording for reading.
@@ -258,7 +252,14 @@ pub(crate) fn writing_purpose(name: &RecordingName) -> String {
     format!("writing {name}")
 }
 
-fn check_config(backend: &dyn Backend) -> Result<(), Error> {
+/// Puts a configuration; whether there was none.
+pub(crate) fn put_config(backend: &dyn Backend) -> Result<bool, Error> {
+    let mut body = lock::unique().to_vec();
+    body.put_u64(lock::unix_ns(SystemTime::now()));
+    Ok(backend.put_if_absent(CONFIG_KEY, &envelope::seal(&CONFIG, &body))?)
+}
+
+pub(crate) fn check_config(backend: &dyn Backend) -> Result<(), Error> {
     let bytes = match backend.get_all(CONFIG_KEY) {
         Ok(bytes) => bytes,
         Err(e) if e.is_not_found() => {

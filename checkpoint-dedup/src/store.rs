@@ -5,13 +5,20 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::cache::Cache;
-use crate::codec::MAX_COST;
 use crate::codec::edit;
-use crate::codec::group::Group;
+use crate::codec::group::{Group, GroupName};
 use crate::error::{Error, FormatError};
 use crate::id::{PAGE_BYTES, Page};
 use crate::index::{Index, Item, PackMeta, Place};
 use crate::pack;
+
+/// How often a reader looks for an item that garbage collection keeps moving away.
+const MOVES: usize = 8;
+
+/// Most page decodes that one page is worth whatever a file says. The format allows
+/// [`crate::codec::MAX_COST`]; while garbage collection moves bases, a reader may for a moment mix
+/// old and new encodings of them.
+const MAX_DECODES: u32 = 64;
 
 /// Bounds of the caches, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +58,7 @@ impl Store {
 
     /// Decodes a page.
     pub(crate) fn page(&self, item: Item) -> Result<Arc<Page>, Error> {
-        self.page_at_depth(item, 0)
+        self.page_within(item, &mut { MAX_DECODES })
     }
 
     /// Keeps a page that the caller knows in the cache.
@@ -59,30 +66,50 @@ impl Store {
         self.pages.insert(item, page, PAGE_BYTES + 64);
     }
 
-    fn page_at_depth(&self, item: Item, depth: u8) -> Result<Arc<Page>, Error> {
+    /// Decodes a page with at most `left` decodes, its own included.
+    fn page_within(&self, item: Item, left: &mut u32) -> Result<Arc<Page>, Error> {
         if let Some(page) = self.pages.get(&item) {
             return Ok(page);
         }
         let (meta, place, group) = self.group_of(item)?;
-        // A cycle of bases, which only a forged pack can hold, ends here.
-        if depth >= MAX_COST {
-            return Err(self.damaged(
-                &meta,
-                FormatError::Malformed {
-                    what: "base depth",
-                    offset: 0,
-                },
-            ));
-        }
-        let bases = self.base_items(&meta, &group, place)?;
-        let bases = bases
-            .into_iter()
-            .map(|base| self.page_at_depth(base, depth + 1))
-            .collect::<Result<Vec<_>, _>>()?;
-        let page =
-            Arc::new(decode_page(&group, place, &bases).map_err(|e| self.damaged(&meta, e))?);
+        let page = Arc::new(self.decode(&meta, &group, place, left)?);
         self.remember(item, Arc::clone(&page));
         Ok(page)
+    }
+
+    /// Decodes the page that a place in a pack holds, whether or not readers would look there.
+    pub(crate) fn page_in(
+        &self,
+        meta: &PackMeta,
+        group: &Group,
+        place: Place,
+    ) -> Result<Page, Error> {
+        self.decode(meta, group, place, &mut { MAX_DECODES })
+    }
+
+    fn decode(
+        &self,
+        meta: &PackMeta,
+        group: &Group,
+        place: Place,
+        left: &mut u32,
+    ) -> Result<Page, Error> {
+        // A cycle of bases, which only a forged pack can hold, ends here.
+        *left = left.checked_sub(1).ok_or_else(|| {
+            self.damaged(
+                meta,
+                FormatError::Malformed {
+                    what: "decode cost",
+                    offset: 0,
+                },
+            )
+        })?;
+        let bases = self.base_items(meta, group, place)?;
+        let bases = bases
+            .into_iter()
+            .map(|base| self.page_within(base, left))
+            .collect::<Result<Vec<_>, _>>()?;
+        decode_page(group, place, &bases).map_err(|e| self.damaged(meta, e))
     }
 
     /// The items a page was encoded against.
@@ -114,16 +141,13 @@ impl Store {
     }
 
     /// The group an item is in. A pack that garbage collection removed meanwhile is looked for
-    /// once more.
+    /// in its new place, which may be gone again.
     pub(crate) fn group_of(&self, item: Item) -> Result<(Arc<PackMeta>, Place, Arc<Group>), Error> {
-        for last_try in [false, true] {
+        for _ in 0..MOVES {
             let (meta, place) = self.index.locate(item)?;
             match self.group(&meta, place.group) {
                 Ok(group) => return Ok((meta, place, group)),
-                Err(Error::Backend(e)) if e.is_not_found() && !last_try => {
-                    self.index.forget(meta.number);
-                }
-                Err(Error::Backend(e)) if e.is_not_found() => break,
+                Err(Error::Backend(e)) if e.is_not_found() => self.index.forget(meta.number),
                 Err(error) => return Err(error),
             }
         }
@@ -151,12 +175,12 @@ impl Store {
         let bytes = self
             .backend
             .get(&key, u64::from(span.offset), span.bytes as usize)?;
-        let group = Group::decode(&bytes).map_err(|e| self.damaged(meta, e))?;
-        let next = meta
-            .groups
-            .get(number as usize + 1)
-            .map_or(meta.items(), |g| g.first);
-        if group.items() as u32 != next - span.first {
+        let name = GroupName {
+            pack: meta.id,
+            number,
+        };
+        let group = Group::decode(name, &bytes).map_err(|e| self.damaged(meta, e))?;
+        if group.items() as u32 != meta.group_end(number) - span.first {
             return Err(self.damaged(
                 meta,
                 FormatError::Malformed {
@@ -183,7 +207,7 @@ impl Store {
         })
     }
 
-    fn damaged(&self, meta: &PackMeta, source: FormatError) -> Error {
+    pub(crate) fn damaged(&self, meta: &PackMeta, source: FormatError) -> Error {
         Error::Damaged {
             path: self.backend.describe(&pack::key(meta.id)),
             source,

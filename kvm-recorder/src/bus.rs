@@ -12,6 +12,12 @@ pub trait Bus {
     /// Lets time pass.
     fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>);
 
+    /// Whether [`Bus::advance`] or [`Bus::console_input`] may write RAM. If not, landmarks are taken
+    /// only where something is logged.
+    fn writes_ram_unasked(&self) -> bool {
+        true
+    }
+
     /// The next instant at which something happens although nobody touches a device.
     fn next_deadline(&self) -> Option<VirtualNanos>;
 
@@ -73,6 +79,10 @@ pub trait Bus {
 impl Bus for Board {
     fn advance(&mut self, now: VirtualNanos, _memory: &mut DeviceMemory<'_>) {
         self.advance(now);
+    }
+
+    fn writes_ram_unasked(&self) -> bool {
+        false
     }
 
     fn next_deadline(&self) -> Option<VirtualNanos> {

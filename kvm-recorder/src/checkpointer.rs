@@ -5,13 +5,14 @@
 //! thread, or by the guest's thread just before it writes the page again. Copies wait in a queue of
 //! bounded length for the sink's thread, which alone talks to the store.
 //!
-//! Locks: whoever copies holds [`Ram`]'s capture lock. The guest's thread may wait for the queue under
-//! it, so the sink's thread must never take it; the copier waits for the queue without it.
+//! Which of the two copies a page is settled by one atomic bit per page. A guest that wants to write a
+//! page that the copier has just begun to copy waits for it, less than a microsecond unless the host
+//! takes the copier off its processor. Nothing in the pause depends on how much was written.
 
 use crate::journal::Closed;
 use crate::options::Options;
 use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
-use machine::ram::{PageBytes, Ram, WriteObserver};
+use machine::ram::{Before, FrameBits, FrameSet, PageBytes, Ram, WriteObserver};
 use machine::units::Gfn;
 use replay_log::{ContentId, SegmentSummary};
 use std::sync::Arc;
@@ -20,9 +21,13 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How often the copier looks whether the guest's thread has sent its pages.
+const UNSENT: Duration = Duration::from_micros(50);
+
 /// What waits for the sink.
 enum Job {
-    Begin(Box<Checkpoint>),
+    /// The checkpoint and the frames that changed, which are not in it yet.
+    Begin(Box<Checkpoint>, FrameBits),
     Page(Gfn, Box<PageBytes>),
     Content(ContentId, Box<PageBytes>),
     Publish(Option<Box<Closed>>),
@@ -55,55 +60,63 @@ impl Queue {
 
 /// The pages of a checkpoint that have not been copied yet.
 struct Capture {
-    pending: Vec<AtomicU64>,
+    /// Nobody has begun to copy these.
+    pending: FrameSet,
+    /// The copier copies these.
+    busy: FrameSet,
+    /// Pages that have not been sent.
+    unsent: AtomicU64,
     queue: Queue,
     copied_on_write: Arc<AtomicU64>,
 }
 
 impl Capture {
     fn new(frames: u64, queue: Queue, copied_on_write: Arc<AtomicU64>) -> Self {
-        let mut pending = Vec::new();
-        pending.resize_with(frames.div_ceil(64) as usize, AtomicU64::default);
         Self {
-            pending,
+            pending: FrameSet::empty(frames),
+            busy: FrameSet::empty(frames),
+            unsent: AtomicU64::new(0),
             queue,
             copied_on_write,
         }
     }
 
-    fn word(&self, gfn: Gfn) -> (&AtomicU64, u64) {
-        (&self.pending[(gfn.0 / 64) as usize], 1 << (gfn.0 % 64))
+    /// The copier's part: the page, unless the guest's thread has taken it.
+    fn copy(&self, ram: &Ram, gfn: Gfn) -> Option<Box<PageBytes>> {
+        // Busy first: a guest's thread that finds the page taken must find out by whom.
+        self.busy.insert(gfn);
+        let page = self.pending.remove(gfn).then(|| ram.boxed_page(gfn));
+        self.busy.remove(gfn);
+        page
     }
 
-    fn add(&self, gfn: Gfn) {
-        let (word, bit) = self.word(gfn);
-        word.fetch_or(bit, Ordering::Release);
-    }
-
-    fn is_pending(&self, gfn: Gfn) -> bool {
-        let (word, bit) = self.word(gfn);
-        word.load(Ordering::Acquire) & bit != 0
-    }
-
-    /// Whether the caller is the one to copy the page.
-    fn take(&self, gfn: Gfn) -> bool {
-        let (word, bit) = self.word(gfn);
-        word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    fn sent(&self) {
+        self.unsent.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl WriteObserver for Capture {
-    fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
-        if self.take(gfn) {
+    fn before_first_write(&self, gfn: Gfn, before: Before<'_>) {
+        if self.pending.remove(gfn) {
             self.copied_on_write.fetch_add(1, Ordering::Relaxed);
-            self.queue.send(Job::Page(gfn, Box::new(*before)));
+            self.queue.send(Job::Page(gfn, before.copy()));
+            self.sent();
+            return;
+        }
+        let mut looks = 0u32;
+        while self.busy.contains(gfn) {
+            looks += 1;
+            match looks % 128 {
+                0 => std::thread::yield_now(),
+                _ => std::hint::spin_loop(),
+            }
         }
     }
 }
 
 /// What the copier is to do for one checkpoint.
 struct Order {
-    frames: Vec<Gfn>,
+    frames: FrameBits,
     capture: Arc<Capture>,
     closed: Option<Box<Closed>>,
 }
@@ -167,11 +180,11 @@ impl Checkpointer {
         })
     }
 
-    /// Takes the checkpoint of RAM as it is now; `checkpoint.changed` is filled in here. The caller
+    /// Takes the checkpoint of RAM as it is now; `checkpoint.changed` is filled in on the way. The caller
     /// arms write tracking before the guest goes on.
     pub(crate) fn take(
         &mut self,
-        mut checkpoint: Checkpoint,
+        checkpoint: Checkpoint,
         closed: Option<Closed>,
     ) -> Result<(), SinkFailed> {
         self.wait_for_copier()?;
@@ -181,10 +194,12 @@ impl Checkpointer {
             self.copied_on_write.clone(),
         ));
         let frames = self.ram.begin_epoch(Some(capture.clone()));
-        frames.iter().for_each(|gfn| capture.add(*gfn));
-        checkpoint.changed.clone_from(&frames);
-        self.pages += frames.len() as u64;
-        self.queue.send(Job::Begin(Box::new(checkpoint)));
+        let pages = frames.count();
+        capture.pending.assign(&frames);
+        capture.unsent.store(pages, Ordering::Release);
+        self.pages += pages;
+        self.queue
+            .send(Job::Begin(Box::new(checkpoint), frames.clone()));
         let order = Order {
             frames,
             capture,
@@ -239,32 +254,21 @@ fn copy_all(ram: &Ram, orders: &Receiver<Order>, done: &Sender<()>) {
         closed,
     } in orders
     {
-        for gfn in frames {
-            if let Some(page) = copy(ram, &capture, gfn) {
+        for gfn in frames.iter() {
+            if let Some(page) = capture.copy(ram, gfn) {
                 capture.queue.send_from_background(Job::Page(gfn, page));
+                capture.sent();
             }
         }
-        // A page that the guest's thread took may not have been sent yet, but will be before it lets
-        // go of the capture lock: take that once, so that the end comes after the last page.
-        ram.with_clean_page(Gfn(0), |_| ());
+        // The guest's thread may have taken pages that it has not sent yet: the end comes after them.
+        while capture.unsent.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(UNSENT);
+        }
         capture.queue.send_from_background(Job::Publish(closed));
         if done.send(()).is_err() {
             return;
         }
     }
-}
-
-fn copy(ram: &Ram, capture: &Capture, gfn: Gfn) -> Option<Box<PageBytes>> {
-    if !capture.is_pending(gfn) {
-        return None;
-    }
-    let mut copied = None;
-    ram.with_clean_page(gfn, |page| {
-        if capture.take(gfn) {
-            copied = Some(Box::new(*page));
-        }
-    });
-    copied
 }
 
 /// The sink's thread. Dropping the queue's end on a failure makes all senders go on without it.
@@ -275,7 +279,10 @@ fn feed(
     let mut total = SegmentSummary::default();
     for job in jobs {
         match job {
-            Job::Begin(checkpoint) => sink.begin(&checkpoint)?,
+            Job::Begin(mut checkpoint, frames) => {
+                checkpoint.changed = frames.iter().collect();
+                sink.begin(&checkpoint)?;
+            }
             Job::Page(gfn, page) => sink.page(gfn, &page)?,
             Job::Content(id, page) => sink.content(id.0, &page)?,
             Job::Publish(None) => sink.publish(None)?,

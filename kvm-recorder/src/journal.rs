@@ -2,7 +2,7 @@
 
 use crate::bus::DeviceWrite;
 use crate::landmark::Sampler;
-use crate::summary::{EventCounts, PositionCounts};
+use crate::summary::{EventCounts, LandmarkCost, PositionCounts};
 use machine::ram::{PageBytes, Ram};
 use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES, Position, Vector, VirtualNanos};
@@ -85,6 +85,13 @@ impl Journal {
             events: EventCounts::default(),
             positions: PositionCounts::default(),
         })
+    }
+
+    pub(crate) fn landmarks(&self) -> LandmarkCost {
+        match &self.kind {
+            Kind::Count => LandmarkCost::default(),
+            Kind::Landmark(sampler) => sampler.cost,
+        }
     }
 
     /// An I/O step has completed.

@@ -1,10 +1,12 @@
 //! Which facts about memory make a landmark recognisable.
 
+use crate::summary::LandmarkCost;
 use crate::walk::translate;
 use machine::ram::{PageBytes, Ram};
 use machine::state::{CpuState, Gpr};
 use machine::units::{Gfn, GuestPhys};
 use replay_log::{Fingerprint, IoSteps, Landmark, digest};
+use std::time::Instant;
 
 /// If at most this many pages were written since the last checkpoint, all are hashed: together with
 /// the registers that is the whole state, and the first match is then right.
@@ -27,18 +29,25 @@ pub(crate) struct Sampler {
     watched: Vec<Watched>,
     /// Where in the list of written pages to look for the next page to watch.
     next: usize,
+    pub(crate) cost: LandmarkCost,
 }
 
 impl Sampler {
     /// The landmark for this state.
     pub(crate) fn landmark(&mut self, ram: &Ram, cpu: &CpuState, io_steps: IoSteps) -> Landmark {
-        Landmark {
+        let start = Instant::now();
+        let landmark = Landmark {
             io_steps,
             gpr: cpu.gpr,
             rflags: cpu.rflags,
             state: digest::state_digest(cpu),
             memory: self.facts(ram, cpu),
-        }
+        };
+        let is_page = |fact: &&Fingerprint| !matches!(fact, Fingerprint::Word { .. });
+        self.cost.taken += 1;
+        self.cost.pages += landmark.memory.iter().filter(is_page).count() as u64;
+        self.cost.time += start.elapsed();
+        landmark
     }
 
     fn facts(&mut self, ram: &Ram, cpu: &CpuState) -> Vec<Fingerprint> {

@@ -22,4 +22,4 @@ pub use bus::Bus;
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
 pub use recorder::{RecordError, Recorder};
-pub use summary::Summary;
+pub use summary::{LandmarkCost, Summary};

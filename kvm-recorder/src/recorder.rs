@@ -17,9 +17,10 @@ use machine::units::{Position, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use pace::Pace;
 use replay_log::{EndReason, ReadSource, WriteError};
+use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why a recording ended early. What was published before is whole.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +110,7 @@ impl<V: Vcpu, B: Bus> Recorder<V, B> {
             halted: false,
             window_requested: false,
             pauses: Pauses::default(),
+            pauses_on_cpu: Pauses::default(),
         };
         let outcome = session.run();
         session.close(outcome, start)
@@ -127,6 +129,7 @@ struct Session<V, B> {
     halted: bool,
     window_requested: bool,
     pauses: Pauses,
+    pauses_on_cpu: Pauses,
 }
 
 /// Why the loop ended without a result: the error, or that the sink's thread knows it.
@@ -176,7 +179,9 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
                 self.pace.retry();
                 return Ok(None);
             }
-            self.journal.prepare(&cpu, &self.guest.ram);
+            if self.guest.bus.writes_ram_unasked() {
+                self.journal.prepare(&cpu, &self.guest.ram);
+            }
         }
         let now = self.let_time_pass();
         self.log_writes()?;
@@ -361,7 +366,7 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
     fn end_interval(&mut self, reason: EndReason) -> Step<()> {
         // A device may have acted on the last access.
         self.log_writes()?;
-        let start = Instant::now();
+        let (start, on_cpu) = (Instant::now(), thread_time());
         let cpu = self.guest.vcpu.save()?;
         let position = self.guest.vcpu.position();
         let now = self.now();
@@ -378,6 +383,7 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
         self.pace.resume(position);
         if reason == EndReason::Checkpoint {
             self.pauses.add(start.elapsed());
+            self.pauses_on_cpu.add(thread_time() - on_cpu);
         }
         Ok(())
     }
@@ -430,11 +436,20 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
             pages,
             pages_copied_on_write: copied_on_write,
             pauses: self.pauses,
+            pauses_on_cpu: self.pauses_on_cpu,
             stalled,
             log_bytes: log.written_bytes,
             log_raw_bytes: log.raw_bytes,
             events: self.journal.events,
             positions: self.journal.positions,
+            landmarks: self.journal.landmarks(),
         })
     }
+}
+
+/// Time that this thread has spent on a processor.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // It starts at zero with the thread, so neither part is negative.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

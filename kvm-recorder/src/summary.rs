@@ -30,7 +30,19 @@ pub struct PositionCounts {
     pub follows: u64,
 }
 
-/// How long the guest stood still for checkpoints, from saving its registers until it could go on.
+/// What taking landmarks cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LandmarkCost {
+    /// Landmarks taken; more than were logged where devices may write RAM unasked.
+    pub taken: u64,
+    /// Host time that the guest stood still for them.
+    pub time: Duration,
+    /// Pages hashed.
+    pub pages: u64,
+}
+
+/// How long the guest stood still for checkpoints, from saving its registers until it could go on: by
+/// the clock, or only what its thread spent on a processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pauses(Vec<Duration>);
 
@@ -46,6 +58,11 @@ impl Pauses {
         let rank = (sorted.len() * percent.min(100) as usize).div_ceil(100);
         let index = rank.saturating_sub(1);
         sorted.get(index).copied().unwrap_or_default()
+    }
+
+    /// All together.
+    pub fn total(&self) -> Duration {
+        self.0.iter().sum()
     }
 
     /// The longest.
@@ -74,6 +91,9 @@ pub struct Summary {
     pub pages_copied_on_write: u64,
     /// Pauses for checkpoints, the first and the last left out.
     pub pauses: Pauses,
+    /// The same pauses without the time in which the host ran something else: much less than
+    /// [`Summary::pauses`] means that the host was too busy.
+    pub pauses_on_cpu: Pauses,
     /// Host time for which the guest waited because too many pages waited for the store.
     pub stalled: Duration,
     /// Bytes of all segments.
@@ -84,6 +104,8 @@ pub struct Summary {
     pub events: EventCounts,
     /// Positions by kind.
     pub positions: PositionCounts,
+    /// What landmarks cost.
+    pub landmarks: LandmarkCost,
 }
 
 #[cfg(test)]

@@ -5,8 +5,12 @@
 //! epoch to a page; that is the single place where pages are loaded, captured for a checkpoint that
 //! is being taken, and marked dirty.
 
+mod frames;
+
+pub use frames::{FrameBits, FrameSet};
+
 use crate::units::{Gfn, GuestPhys, PAGE_BYTES};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -28,8 +32,22 @@ pub trait PageSource: Send + Sync {
 
 /// Sees each page of RAM just before its first write of an epoch.
 pub trait WriteObserver: Send + Sync {
-    /// `before` is the page's content at the start of the epoch.
-    fn before_first_write(&self, gfn: Gfn, before: &PageBytes);
+    /// The page still has the content of the start of the epoch, and keeps it until this returns.
+    fn before_first_write(&self, gfn: Gfn, before: Before<'_>);
+}
+
+/// A page that is about to be written.
+#[derive(Clone, Copy)]
+pub struct Before<'a> {
+    ram: &'a Ram,
+    gfn: Gfn,
+}
+
+impl Before<'_> {
+    /// A copy of its content.
+    pub fn copy(&self) -> Box<PageBytes> {
+        self.ram.boxed_page(self.gfn)
+    }
 }
 
 /// Why an access to RAM failed.
@@ -66,60 +84,6 @@ pub enum RamError {
     },
 }
 
-/// A set of frames, one bit each, that several threads may change.
-#[derive(Debug)]
-struct FrameSet(Vec<AtomicU64>);
-
-impl FrameSet {
-    fn new(frames: u64, fill: bool) -> Self {
-        let word = |index: u64| match (fill, frames - index * 64) {
-            (false, _) => 0,
-            (true, 64..) => u64::MAX,
-            (true, rest) => (1 << rest) - 1,
-        };
-        Self(
-            (0..frames.div_ceil(64))
-                .map(|index| AtomicU64::new(word(index)))
-                .collect(),
-        )
-    }
-    fn contains(&self, gfn: Gfn) -> bool {
-        self.0[(gfn.0 / 64) as usize].load(Ordering::Acquire) >> (gfn.0 % 64) & 1 == 1
-    }
-    /// Returns whether the frame was not in the set before.
-    fn insert(&self, gfn: Gfn) -> bool {
-        let bit = 1 << (gfn.0 % 64);
-        self.0[(gfn.0 / 64) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
-    }
-    fn remove(&self, gfn: Gfn) {
-        self.0[(gfn.0 / 64) as usize].fetch_and(!(1 << (gfn.0 % 64)), Ordering::AcqRel);
-    }
-    /// Empties the set and returns its members in order.
-    fn drain(&self) -> Vec<Gfn> {
-        let mut members = Vec::new();
-        for (index, word) in self.0.iter().enumerate() {
-            let mut bits = word.swap(0, Ordering::AcqRel);
-            while bits != 0 {
-                members.push(Gfn(index as u64 * 64 + u64::from(bits.trailing_zeros())));
-                bits &= bits - 1;
-            }
-        }
-        members
-    }
-    /// The members in order, leaving the set as it is.
-    fn members(&self) -> Vec<Gfn> {
-        let mut members = Vec::new();
-        for (index, word) in self.0.iter().enumerate() {
-            let mut bits = word.load(Ordering::Acquire);
-            while bits != 0 {
-                members.push(Gfn(index as u64 * 64 + u64::from(bits.trailing_zeros())));
-                bits &= bits - 1;
-            }
-        }
-        members
-    }
-}
-
 /// Guest RAM: frames 0 to `size / 4096`.
 pub struct Ram {
     memory: GuestMemoryMmap<()>,
@@ -131,8 +95,8 @@ pub struct Ram {
     any_absent: AtomicBool,
     source: Option<Arc<dyn PageSource>>,
     observer: RwLock<Option<Arc<dyn WriteObserver>>>,
-    /// Serialises capture of a page by its writer and by a background copier.
-    capture: Mutex<()>,
+    /// Serialises the loading of pages.
+    loading: Mutex<()>,
 }
 
 impl Ram {
@@ -167,12 +131,15 @@ impl Ram {
         Ok(Self {
             memory,
             bytes,
-            dirty: FrameSet::new(frames, false),
-            absent: FrameSet::new(frames, source.is_some()),
+            dirty: FrameSet::empty(frames),
+            absent: match &source {
+                Some(_) => FrameSet::full(frames),
+                None => FrameSet::empty(frames),
+            },
             any_absent: AtomicBool::new(source.is_some()),
             source,
             observer: RwLock::new(None),
-            capture: Mutex::new(()),
+            loading: Mutex::new(()),
         })
     }
 
@@ -212,9 +179,9 @@ impl Ram {
             return Ok(());
         }
         let _guard = self
-            .capture
+            .loading
             .lock()
-            .expect("no panic while the capture lock is held");
+            .expect("no panic while the loading lock is held");
         self.load_locked(gfn)
     }
 
@@ -242,19 +209,12 @@ impl Ram {
         if self.dirty.contains(gfn) {
             return Ok(());
         }
-        let _guard = self
-            .capture
-            .lock()
-            .expect("no panic while the capture lock is held");
-        self.load_locked(gfn)?;
-        let observer = self
-            .observer
-            .read()
-            .expect("observers do not panic")
-            .clone();
-        if let Some(observer) = observer {
-            observer.before_first_write(gfn, &self.page(gfn));
+        self.prepare_read(gfn)?;
+        let observer = self.observer.read().expect("observers do not panic");
+        if let Some(observer) = &*observer {
+            observer.before_first_write(gfn, Before { ram: self, gfn });
         }
+        drop(observer);
         self.dirty.insert(gfn);
         Ok(())
     }
@@ -266,45 +226,38 @@ impl Ram {
 
     /// The frames written in this epoch, in order.
     pub fn dirty_frames(&self) -> Vec<Gfn> {
-        self.dirty.members()
+        self.dirty.bits().iter().collect()
     }
 
     /// The frames that were never touched, in order. Empty unless loading is lazy.
     pub fn absent_frames(&self) -> Vec<Gfn> {
         if self.any_absent.load(Ordering::Relaxed) {
-            self.absent.members()
+            self.absent.bits().iter().collect()
         } else {
             Vec::new()
         }
     }
 
-    /// Ends an epoch and starts the next: returns the frames written in the old one, in order, and
-    /// sets who sees first writes in the new one. The vCPU's write tracking must be armed again
-    /// before it runs ([`crate::vcpu::Vcpu::arm_write_tracking`]).
-    pub fn begin_epoch(&self, observer: Option<Arc<dyn WriteObserver>>) -> Vec<Gfn> {
-        let _guard = self
-            .capture
-            .lock()
-            .expect("no panic while the capture lock is held");
+    /// Ends an epoch and starts the next: returns the frames written in the old one and sets who sees
+    /// first writes in the new one. The vCPU's write tracking must be armed again before it runs
+    /// ([`crate::vcpu::Vcpu::arm_write_tracking`]). The time it takes depends on the size of RAM, not
+    /// on how much was written.
+    pub fn begin_epoch(&self, observer: Option<Arc<dyn WriteObserver>>) -> FrameBits {
         *self.observer.write().expect("observers do not panic") = observer;
-        self.dirty.drain()
+        self.dirty.take()
     }
 
-    /// Runs `copy` with the content of a page unless the page was already written in this epoch.
-    /// For background copiers; the vCPU may run meanwhile.
-    pub fn with_clean_page(&self, gfn: Gfn, copy: impl FnOnce(&PageBytes)) -> bool {
-        let _guard = self
-            .capture
-            .lock()
-            .expect("no panic while the capture lock is held");
-        let clean = !self.dirty.contains(gfn);
-        if clean {
-            copy(&self.page(gfn));
-        }
-        clean
+    /// As [`Ram::page`], on the heap.
+    pub fn boxed_page(&self, gfn: Gfn) -> Box<PageBytes> {
+        let mut page = Box::new([0; PAGE_BYTES as usize]);
+        self.memory
+            .read_slice(&mut *page, GuestAddress(gfn.base().0))
+            .expect("callers name frames inside RAM");
+        page
     }
 
-    /// A copy of the page as it is now. Call it while the vCPU does not run.
+    /// A copy of the page as it is now. Call it while nothing can write the page: the vCPU does not
+    /// run, or whoever observes writes holds the first one back.
     pub fn page(&self, gfn: Gfn) -> PageBytes {
         let mut page = [0; PAGE_BYTES as usize];
         self.memory
@@ -363,25 +316,24 @@ impl Ram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn an_epoch_reports_each_written_frame_once_and_shows_its_old_content() {
         struct Seen(Mutex<Vec<(Gfn, u8)>>);
         impl WriteObserver for Seen {
-            fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
-                self.0.lock().unwrap().push((gfn, before[0]));
+            fn before_first_write(&self, gfn: Gfn, before: Before<'_>) {
+                self.0.lock().unwrap().push((gfn, before.copy()[0]));
             }
         }
         let ram = Ram::new(16 * PAGE_BYTES).unwrap();
         ram.write(GuestPhys(0x3000), &[7]).unwrap();
         let seen = Arc::new(Seen(Mutex::new(Vec::new())));
-        assert_eq!(ram.begin_epoch(Some(seen.clone())), [Gfn(3)]);
+        assert!(ram.begin_epoch(Some(seen.clone())).iter().eq([Gfn(3)]));
         ram.write(GuestPhys(0x2fff), &[1, 2]).unwrap();
         ram.write(GuestPhys(0x3001), &[3]).unwrap();
         assert_eq!(*seen.0.lock().unwrap(), [(Gfn(2), 0), (Gfn(3), 7)]);
         assert_eq!(ram.dirty_frames(), [Gfn(2), Gfn(3)]);
-        assert!(!ram.with_clean_page(Gfn(3), |_| ()));
-        assert!(ram.with_clean_page(Gfn(4), |_| ()));
     }
 
     #[test]

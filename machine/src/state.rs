@@ -151,6 +151,10 @@ impl Segment {
     pub fn long_mode(&self) -> bool {
         self.attributes & 0x2000 != 0
     }
+    /// D/B: 32-bit operands and addresses (code), 32-bit stack pointer (stack).
+    pub fn default_32(&self) -> bool {
+        self.attributes & 0x4000 != 0
+    }
 }
 
 /// GDTR or IDTR.

@@ -1,7 +1,7 @@
 //! The guest that `run` and `record` are told about.
 
 use crate::quantity::{ByteSize, Count};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use machine::board::Board;
 use machine::boot::{self, LinuxBoot};
@@ -51,8 +51,26 @@ pub(crate) struct GuestArguments {
 pub(crate) enum Accel {
     /// The best that this host has
     Auto,
+    /// Hardware, through KVM
+    Kvm,
     /// The translating engine
     Engine,
+}
+
+impl Accel {
+    /// What is to execute the guest. Says why where that was not asked for.
+    fn choose(self) -> Result<()> {
+        match self {
+            Self::Engine => Ok(()),
+            Self::Kvm => bail!("this build cannot execute guests with KVM yet; use --accel engine"),
+            Self::Auto => {
+                eprintln!(
+                    "sbctl: the guest runs on the engine, because this build has no KVM vCPU yet"
+                );
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Where virtual time comes from.
@@ -62,6 +80,16 @@ pub(crate) enum Clock {
     Insn,
     /// From the host's clock
     Host,
+}
+
+impl Clock {
+    /// The name that the command line has for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Insn => "insn",
+            Self::Host => "host",
+        }
+    }
 }
 
 /// Where the guest's console is.
@@ -97,37 +125,39 @@ pub(crate) struct Guest {
     pub(crate) vcpu: Engine,
     pub(crate) board: Board,
     pub(crate) clock: VirtualClock,
+    pub(crate) cpuid: CpuidTable,
+    pub(crate) command_line: String,
 }
 
 impl GuestArguments {
     /// Loads the guest.
     pub(crate) fn prepare(&self) -> Result<Guest> {
+        self.accel.choose()?;
         let kernel = read(&self.kernel, "kernel")?;
         let initrd = self.initrd.as_deref().map(|path| read(path, "initrd"));
         let initrd = initrd.transpose()?;
         let ram = Arc::new(Ram::new(self.memory.0).context("--memory")?);
+        let command_line = boot::command_line(&self.append);
         let loaded = boot::load(
             &ram,
             &LinuxBoot {
                 kernel: &kernel,
                 initrd: initrd.as_deref(),
-                command_line: &boot::command_line(&self.append),
+                command_line: &command_line,
                 rng_seed: boot::DEFAULT_RNG_SEED,
             },
         )
         .with_context(|| format!("cannot load {}", self.kernel.display()))?;
-        let cpuid = CpuidTable::x86_64_v2();
-        let mut vcpu = match self.accel {
-            Accel::Auto | Accel::Engine => {
-                Engine::new(ram.clone(), cpuid, EngineOptions::default())?
-            }
-        };
+        let cpuid = CpuidTable::of_host();
+        let mut vcpu = Engine::new(ram.clone(), cpuid.clone(), EngineOptions::default())?;
         vcpu.load(&loaded.state, Position::default())?;
         Ok(Guest {
             board: Board::new(ram.bytes(), DEFAULT_START_UNIX_S),
             ram,
             vcpu,
             clock: self.virtual_clock()?,
+            cpuid,
+            command_line,
         })
     }
 

@@ -1,21 +1,53 @@
-//! Command line of SimuBoost.
+//! Command line of SimuBoost: glue between the libraries and whoever types.
+//!
+//! Reading order: [`cli`] (the commands), `environment` (what they share), then one module per
+//! command. Results go to standard output, progress and messages to standard error; errors are
+//! printed here and nowhere else.
 
 mod cli;
 mod console;
+mod diff;
+mod ending;
+mod environment;
+mod exit;
 mod guest;
+mod interrupt;
+mod log;
+mod progress;
 mod quantity;
+mod record;
+mod recording;
 mod run;
+mod show;
+mod simulate;
 
+use anyhow::Result;
 use clap::Parser;
+use cli::{Cli, Command};
+use environment::Environment;
+use exit::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let result = match cli.command {
-        cli::Command::Run(arguments) => run::run(arguments),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("sbctl: {error:#}");
-        ExitCode::FAILURE
-    })
+    match command(Cli::parse()) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("sbctl: {error:#}");
+            exit::code_of(&error).into()
+        }
+    }
+}
+
+fn command(cli: Cli) -> Result<Exit> {
+    let environment = &Environment::new(cli.common)?;
+    match cli.command {
+        Command::Run(arguments) => run::run(arguments, environment),
+        Command::Record(arguments) => record::run(arguments, environment),
+        Command::Simulate(arguments) => simulate::run(arguments, environment),
+        Command::Verify(arguments) => simulate::verify(arguments, environment),
+        Command::SimulateWorker(arguments) => simulate::work(arguments, environment),
+        Command::Show(arguments) => show::run(arguments, environment),
+        Command::Log(arguments) => log::run(arguments, environment),
+        Command::Diff(arguments) => diff::run(arguments, environment),
+    }
 }

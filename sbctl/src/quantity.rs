@@ -110,6 +110,30 @@ impl fmt::Display for Grouped {
     }
 }
 
+/// Bytes, as people read them: three digits and a binary unit.
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        let mut units = ["KiB", "MiB", "GiB", "TiB"].into_iter();
+        let Some(mut unit) = units.next().filter(|_| self.0 >= 1024) else {
+            return write!(f, "{} B", self.0);
+        };
+        value /= 1024.0;
+        while value >= 1024.0
+            && let Some(next) = units.next()
+        {
+            (value, unit) = (value / 1024.0, next);
+        }
+        match value {
+            100.0.. => write!(f, "{value:.0} {unit}"),
+            10.0.. => write!(f, "{value:.1} {unit}"),
+            _ => write!(f, "{value:.2} {unit}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +165,19 @@ mod tests {
             "99999999999999999999".parse::<Count>(),
             Err(QuantityError::TooLarge)
         );
+    }
+
+    #[test]
+    fn bytes_have_three_digits_and_a_unit() {
+        for (bytes, text) in [
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_240, "10.0 KiB"),
+            (512 << 20, "512 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
     }
 
     #[test]

@@ -3,16 +3,16 @@
 mod report;
 
 use crate::console;
-use crate::guest::{Guest, GuestArguments};
+use crate::environment::{Environment, Output};
+use crate::exit::Exit;
+use crate::guest::{ConsoleArgument, Guest, GuestArguments};
 use crate::quantity::{Count, Span};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use kvm_recorder::{Length, Options, Positions, Recorder};
 use machine::units::VirtualNanos;
 use replay_log::RecordingId;
 use report::{EngineTable, FinalState, Report};
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Options of `sbctl run`.
 #[derive(Debug, Args)]
@@ -25,9 +25,6 @@ pub(crate) struct RunArguments {
     /// Stop after this much guest time
     #[arg(long, value_name = "TIME")]
     stop_after: Option<Span>,
-    /// Write what the run came to as JSON, with a hash of the guest's final state
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Print at the end what the engine did, in numbers: where its time may have gone
     #[arg(long)]
     engine_stats: bool,
@@ -44,12 +41,17 @@ impl RunArguments {
 }
 
 /// Runs the guest to its end.
-pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: RunArguments, environment: &Environment) -> Result<Exit> {
+    let on_stdout = arguments.guest.console == ConsoleArgument::Stdio;
+    if on_stdout {
+        environment.require_stdout_free()?;
+    }
     let Guest {
         ram,
         mut vcpu,
         board,
         clock,
+        ..
     } = arguments.guest.prepare()?;
     let options = Options {
         recording: RecordingId::default(),
@@ -61,6 +63,8 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
     };
     let output = console::output(&arguments.guest.console)?;
     let recorder = Recorder::new(&mut vcpu, board, ram.clone(), options, output)?;
+    let control = recorder.control();
+    environment.interrupt.on_request(move || control.stop());
     let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
     let state = FinalState::default();
     let outcome = recorder.record(Box::new(state.clone()));
@@ -69,12 +73,16 @@ pub(crate) fn run(arguments: RunArguments) -> Result<ExitCode> {
     if arguments.engine_stats {
         eprint!("{}", EngineTable(&counters));
     }
-    let report = Report::new(&outcome?, &counters);
-    eprintln!("sbctl: {report}");
-    let exit_code = report.exit_code();
-    if let Some(path) = &arguments.json {
-        let json = report.json(state.hash(&ram)?)?;
-        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut report = Report::new(&outcome?, &counters);
+    if environment.output != Output::Text {
+        report.set_state_hash(state.hash(&ram)?);
     }
-    Ok(exit_code)
+    match environment.output {
+        Output::Json => environment.finish(&report, &report)?,
+        _ => environment.finish_beside_console(&report, &report)?,
+    }
+    Ok(match environment.interrupt.requested() {
+        true => Exit::Interrupted,
+        false => report.exit(),
+    })
 }

@@ -14,7 +14,8 @@ mod run;
 mod vcpu;
 mod verify;
 
-pub use registers::RegisterDifference;
+pub use engine::{Instrumented, replay_with};
+pub use registers::{RegisterDifference, differences as register_differences};
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
 use machine::checkpoint::{Checkpoint, CheckpointSource, StoreError};
@@ -143,7 +144,7 @@ impl Default for Limits {
         Self {
             max_steps: 1 << 40,
             max_backtracks: 100_000,
-            max_undo_pages: 1 << 16,
+            max_undo_pages: 1 << 13,
             cancel: None,
         }
     }

@@ -4,7 +4,7 @@
 use iced_x86::code_asm::*;
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
-use machine::state::CpuState;
+use machine::state::{CpuState, rflags};
 use machine::units::{GuestPhys, Position};
 use machine::vcpu::{Exit, Vcpu};
 use std::sync::Arc;
@@ -157,4 +157,39 @@ fn a_page_that_cannot_be_loaded_is_named() {
     engine.load(&state, Position::default()).unwrap();
     let error = engine.run(Some(Position::at(100))).unwrap_err();
     assert!(error.to_string().contains("0x30000"), "{error}");
+}
+
+/// Where a REP instruction goes on, RF is set, so that the registers alone tell: a recording without
+/// counts of iterations lost it, and an interrupt there then pushed RF clear.
+#[test]
+fn between_iterations_the_saved_registers_say_so() {
+    for one in [false, true] {
+        let mut asm = CodeAssembler::new(64).unwrap();
+        asm.mov(ecx, 5u32).unwrap();
+        asm.mov(edi, 0x3_0000u32).unwrap();
+        asm.rep().stosb().unwrap();
+        asm.nop().unwrap();
+        let ram = guest(&asm.assemble(CODE).unwrap());
+        let options = EngineOptions {
+            one_instruction_blocks: one,
+            ..EngineOptions::default()
+        };
+        let start = CpuState::long_mode(CODE, STACK, TABLES);
+        let mut engine = Engine::new(ram.clone(), CpuidTable::x86_64_v2(), options).unwrap();
+        engine.load(&start, Position::default()).unwrap();
+        for (position, inside) in [((2, 0), false), ((2, 3), true), ((3, 0), false)] {
+            let (steps, rep_iterations) = position;
+            let until = Position {
+                rep_iterations,
+                ..Position::at(steps)
+            };
+            assert_eq!(engine.run(Some(until)).unwrap(), Exit::Reached);
+            let state = engine.save().unwrap();
+            assert_eq!(state.rflags & rflags::RF != 0, inside, "{position:?}");
+            // Wherever it is loaded, with or without a count.
+            engine.load(&state, Position::at(steps)).unwrap();
+            assert_eq!(engine.save().unwrap(), state);
+            engine.load(&state, until).unwrap();
+        }
+    }
 }

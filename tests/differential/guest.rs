@@ -118,6 +118,11 @@ impl<V: Vcpu> Guest<V> {
         })
     }
 
+    /// The virtual CPU, between two sequences.
+    pub fn vcpu(&mut self) -> &mut V {
+        &mut self.vcpu
+    }
+
     /// Runs a sequence over a complete memory image, which receives the memory at the end.
     ///
     /// # Errors

@@ -43,6 +43,14 @@ programs() {
             gcc -O2 -march=x86-64 -static -Wall -Wextra -o "$program" "$source" -lpthread -lm
         fi
     done
+    # Freestanding: no 32-bit C library is needed.
+    for source in "$HERE"/src32/*.c; do
+        program=$CACHE/bin/$(basename "$source" .c)
+        if [ ! -e "$program" ] || [ "$source" -nt "$program" ]; then
+            gcc -m32 -O2 -march=i686 -static -nostdlib -ffreestanding -fno-pie -no-pie \
+                -fno-stack-protector -Wall -Wextra -o "$program" "$source"
+        fi
+    done
 }
 
 # The part that both images have: busybox with its links, init and the phases.
@@ -59,6 +67,19 @@ base() {
     cp --remove-destination "$CACHE"/bin/* "$root/bin/"
     cp "$HERE"/guest/phases.sh "$root/etc/"
     install -m 755 "$HERE/guest/init" "$root/init"
+}
+
+# The i386 twin of busybox, in a folder of its own.
+add_twin() {
+    local root=$1 file applet
+    file=$(i386_package_file busybox-static) || exit 1
+    dpkg-deb -x "$file" "$root/.twin"
+    mkdir -p "$root/bin32"
+    find "$root/.twin" -path "*bin/busybox" -exec install -m 755 {} "$root/bin32/busybox" \;
+    rm -rf "$root/.twin"
+    for applet in $("$root/bin/busybox" --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$root/bin32/$applet"
+    done
 }
 
 # Interpreters, libraries and tools from packages, without what no phase uses.
@@ -102,7 +123,10 @@ main() {
         base "$CACHE/root-$kind"
         case $kind in
         minimal) ;;
-        work) add_packages "$CACHE/root-$kind" ;;
+        work)
+            add_packages "$CACHE/root-$kind"
+            add_twin "$CACHE/root-$kind"
+            ;;
         *) fail "unknown image $kind" ;;
         esac
         pack "$CACHE/root-$kind" "$CACHE/$kind.cpio"

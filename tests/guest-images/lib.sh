@@ -19,12 +19,34 @@ dependency() {
 package_file() {
     local name=$1 files
     mkdir -p "$CACHE/packages"
-    files=$(find "$CACHE/packages" -name "${name}_*.deb" | sort)
+    files=$(find "$CACHE/packages" -name "${name}_*.deb" ! -name '*_i386.deb' | sort)
     if [ -z "$files" ]; then
         say "downloading $name"
         (cd "$CACHE/packages" && apt-get -qq download "$name" 2>/dev/null) ||
             fail "cannot download $name (try: apt-get update)"
-        files=$(find "$CACHE/packages" -name "${name}_*.deb" | sort)
+        files=$(find "$CACHE/packages" -name "${name}_*.deb" ! -name '*_i386.deb' | sort)
+    fi
+    printf '%s\n' "$files" | tail -n 1
+}
+
+# As package_file, for a package of i386, with package lists of its own: the system's may know only
+# its own architecture, and adding one needs root.
+i386_package_file() {
+    local name=$1 files apt=$CACHE/apt-i386
+    files=$(find "$CACHE/packages" -name "${name}_*_i386.deb" 2>/dev/null | sort)
+    if [ -z "$files" ]; then
+        say "downloading $name for i386"
+        mkdir -p "$CACHE/packages" "$apt/lists/partial" "$apt/cache/archives/partial"
+        : >"$apt/status"
+        local options=(-qq -o APT::Architecture=i386 -o APT::Architectures=i386
+            -o Dir::State="$apt" -o Dir::State::lists="$apt/lists"
+            -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache"
+            -o APT::Sandbox::User=)
+        apt-get "${options[@]}" update >&2 || say "some package lists of i386 are missing"
+        (cd "$CACHE/packages" && apt-get "${options[@]}" download "$name" >&2) ||
+            fail "cannot download $name for i386"
+        rm -rf "$apt"
+        files=$(find "$CACHE/packages" -name "${name}_*_i386.deb" | sort)
     fi
     printf '%s\n' "$files" | tail -n 1
 }

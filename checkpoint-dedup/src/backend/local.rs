@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::files::{FileSystem, RealFiles};
 use super::{Backend, Listed};
 use crate::error::BackendError;
+use crate::lock::{is_orphan, temporary_name};
 
 /// Pack files kept open for reading. Each costs a file descriptor.
 const OPEN_FILES: usize = 128;
@@ -86,7 +87,7 @@ impl<F: FileSystem> Local<F> {
         self.make_directories(&directory)?;
         loop {
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-            let path = directory.join(format!("{}-{serial}", std::process::id()));
+            let path = directory.join(temporary_name(serial));
             match self.files.create(&path, bytes) {
                 Ok(()) => {}
                 // Left by an earlier process of the same id.
@@ -234,6 +235,21 @@ impl<F: FileSystem> Backend for Local<F> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.fail("remove", &path, e)),
             _ => Ok(()),
         }
+    }
+
+    fn sweep(&self) -> Result<u64, BackendError> {
+        let directory = self.path("tmp");
+        let mut removed = 0;
+        for (path, bytes, _) in self.files.entries(&directory).unwrap_or_default() {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(is_orphan) {
+                self.files
+                    .remove(&path)
+                    .map_err(|e| self.fail("remove", &path, e))?;
+                removed += bytes;
+            }
+        }
+        Ok(removed)
     }
 
     fn describe(&self, key: &str) -> String {

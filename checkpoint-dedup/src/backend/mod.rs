@@ -37,6 +37,11 @@ pub trait Backend: Send + Sync {
     /// Removes an object; an absent one is no error.
     fn delete(&self, key: &str) -> Result<(), BackendError>;
 
+    /// Removes what crashed writers left in this place that is no object. Returns its bytes.
+    fn sweep(&self) -> Result<u64, BackendError> {
+        Ok(0)
+    }
+
     /// How a user would name the object in this place.
     fn describe(&self, key: &str) -> String;
 

@@ -5,7 +5,7 @@
 //!  2  magic "G1"
 //!  1  kind: 0 pages, 1 chunk
 //!  v  items, v  head bytes raw, v  stored, v  literal bytes raw, v  stored      (v: varint)
-//! 16  first 16 bytes of the BLAKE3 of everything else in the group
+//! 16  first 16 bytes of the BLAKE3 of pack id, number of the group (4), everything else in the group
 //!  *  head: per item its token bytes, literal bytes, bases; then all tokens
 //!  *  literals
 //! ```
@@ -13,7 +13,7 @@
 use crate::codec::MAX_BASES;
 use crate::codec::squeeze::{squeeze, unsqueeze};
 use crate::error::FormatError;
-use crate::id::prefix;
+use crate::id::{PackId, prefix};
 use crate::wire::{Input, Output, unzigzag, zigzag};
 
 const MAGIC: [u8; 2] = *b"G1";
@@ -21,6 +21,13 @@ const CHECK: usize = 16;
 
 /// Most raw bytes of either stream; a chunk of a blob is the largest thing stored.
 pub(crate) const MAX_RAW: usize = 1 << 20;
+
+/// Which group of which pack: part of its checksum, so that no group passes for another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct GroupName {
+    pub(crate) pack: PackId,
+    pub(crate) number: u32,
+}
 
 /// What a group holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +90,7 @@ impl Last {
 }
 
 /// Encodes a group of pages.
-pub(crate) fn encode_pages(records: &[Record], level: i32) -> Vec<u8> {
+pub(crate) fn encode_pages(name: GroupName, records: &[Record], level: i32) -> Vec<u8> {
     let mut head = Vec::new();
     let mut literals = Vec::new();
     let mut last = Last::default();
@@ -102,15 +109,27 @@ pub(crate) fn encode_pages(records: &[Record], level: i32) -> Vec<u8> {
         head.extend_from_slice(&record.tokens);
         literals.extend_from_slice(&record.literals);
     }
-    frame(GroupKind::Pages, records.len(), &head, &literals, level)
+    frame(
+        name,
+        GroupKind::Pages,
+        records.len(),
+        [&head, &literals],
+        level,
+    )
 }
 
 /// Encodes one chunk of a blob.
-pub(crate) fn encode_chunk(bytes: &[u8], level: i32) -> Vec<u8> {
-    frame(GroupKind::Chunk, 1, &[], bytes, level)
+pub(crate) fn encode_chunk(name: GroupName, bytes: &[u8], level: i32) -> Vec<u8> {
+    frame(name, GroupKind::Chunk, 1, [&[], bytes], level)
 }
 
-fn frame(kind: GroupKind, items: usize, head: &[u8], literals: &[u8], level: i32) -> Vec<u8> {
+fn frame(
+    name: GroupName,
+    kind: GroupKind,
+    items: usize,
+    [head, literals]: [&[u8]; 2],
+    level: i32,
+) -> Vec<u8> {
     let (stored_head, stored_literals) = (squeeze(head, level), squeeze(literals, level));
     let mut out = Vec::with_capacity(stored_head.len() + stored_literals.len() + 40);
     out.extend_from_slice(&MAGIC);
@@ -124,15 +143,17 @@ fn frame(kind: GroupKind, items: usize, head: &[u8], literals: &[u8], level: i32
     ] {
         out.put_varint(number as u64);
     }
-    let check = check(&out, &[&stored_head, &stored_literals]);
+    let check = check(name, &out, &[&stored_head, &stored_literals]);
     out.extend_from_slice(&check);
     out.extend_from_slice(&stored_head);
     out.extend_from_slice(&stored_literals);
     out
 }
 
-fn check(header: &[u8], payload: &[&[u8]]) -> [u8; CHECK] {
+fn check(name: GroupName, header: &[u8], payload: &[&[u8]]) -> [u8; CHECK] {
     let mut hasher = blake3::Hasher::new();
+    hasher.update(name.pack.as_bytes());
+    hasher.update(&name.number.to_le_bytes());
     hasher.update(header);
     for part in payload {
         hasher.update(part);
@@ -151,7 +172,7 @@ struct Header {
 }
 
 impl Header {
-    fn read(stored: &[u8]) -> Result<Self, FormatError> {
+    fn read(name: GroupName, stored: &[u8]) -> Result<Self, FormatError> {
         let mut input = Input::new(stored);
         if input.array()? != MAGIC {
             return Err(input.malformed("group magic"));
@@ -176,7 +197,7 @@ impl Header {
             return Err(input.malformed("group length"));
         }
         let body = input.take(sizes[1] + sizes[3])?;
-        if check(&stored[..header], &[body]) != expected {
+        if check(name, &stored[..header], &[body]) != expected {
             return Err(FormatError::Checksum);
         }
         Ok(Self {
@@ -196,8 +217,8 @@ impl Header {
 
 impl Group {
     /// Checks and decodes a group that fills `stored` exactly.
-    pub(crate) fn decode(stored: &[u8]) -> Result<Self, FormatError> {
-        let (group, length) = Self::decode_prefix(stored)?;
+    pub(crate) fn decode(name: GroupName, stored: &[u8]) -> Result<Self, FormatError> {
+        let (group, length) = Self::decode_prefix(name, stored)?;
         if length != stored.len() {
             return Err(FormatError::Malformed {
                 what: "group end",
@@ -208,8 +229,11 @@ impl Group {
     }
 
     /// Checks and decodes the group at the start of `stored`; also says how long it is.
-    pub(crate) fn decode_prefix(stored: &[u8]) -> Result<(Self, usize), FormatError> {
-        let header = Header::read(stored)?;
+    pub(crate) fn decode_prefix(
+        name: GroupName,
+        stored: &[u8],
+    ) -> Result<(Self, usize), FormatError> {
+        let header = Header::read(name, stored)?;
         let literals_at = header.payload + header.head.1;
         let head = unsqueeze(&stored[header.payload..literals_at], header.head.0)?;
         let literals = unsqueeze(&stored[literals_at..header.total()], header.literals.0)?;
@@ -325,6 +349,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const NAME: GroupName = GroupName {
+        pack: PackId::from_bytes([3; 16]),
+        number: 7,
+    };
+
     fn record() -> impl Strategy<Value = Record> {
         let base = (0u32..4, any::<u32>()).prop_map(|(pack, ordinal)| BaseRef { pack, ordinal });
         let bytes = || prop::collection::vec(any::<u8>(), 0..50);
@@ -340,22 +369,29 @@ mod tests {
     proptest! {
         #[test]
         fn groups_come_back(records in prop::collection::vec(record(), 1..20), flip: usize) {
-            let stored = encode_pages(&records, 3);
-            let group = Group::decode(&stored).unwrap();
+            let stored = encode_pages(NAME, &records, 3);
+            let group = Group::decode(NAME, &stored).unwrap();
             prop_assert_eq!(group.items(), records.len());
             for (slot, record) in records.iter().enumerate() {
                 prop_assert_eq!(group.bases(slot), &record.bases[..]);
                 prop_assert_eq!(group.edit(slot).unwrap(), (&record.tokens[..], &record.literals[..]));
             }
+            let others = [
+                GroupName { number: 8, ..NAME },
+                GroupName { pack: PackId::from_bytes([4; 16]), ..NAME },
+            ];
+            for other in others {
+                prop_assert_eq!(Group::decode(other, &stored).unwrap_err(), FormatError::Checksum);
+            }
             let mut bad = stored.clone();
             let at = flip % bad.len();
             bad[at] ^= 1;
-            prop_assert!(Group::decode(&bad).is_err(), "flip at {}", at);
+            prop_assert!(Group::decode(NAME, &bad).is_err(), "flip at {}", at);
         }
 
         #[test]
         fn chunks_come_back(bytes: Vec<u8>) {
-            let group = Group::decode(&encode_chunk(&bytes, 3)).unwrap();
+            let group = Group::decode(NAME, &encode_chunk(NAME, &bytes, 3)).unwrap();
             prop_assert_eq!(group.chunk().unwrap(), &bytes[..]);
         }
 
@@ -364,7 +400,7 @@ mod tests {
             if patch && bytes.len() > 2 {
                 bytes[..2].copy_from_slice(&MAGIC);
             }
-            let _ = Group::decode(&bytes);
+            let _ = Group::decode(NAME, &bytes);
         }
     }
 }

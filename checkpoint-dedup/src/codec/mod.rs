@@ -10,5 +10,4 @@ pub(crate) mod squeeze;
 pub(crate) const MAX_BASES: usize = 7;
 
 /// Most page decodes that reading one page may take, by the format: 1 + the costs of its bases.
-/// A reader refuses to go deeper than this whatever a file says.
-pub(crate) const MAX_COST: u8 = 16;
+pub(crate) const MAX_COST: u8 = 8;

@@ -100,6 +100,15 @@ impl SampleIndex {
         }
     }
 
+    /// Forgets pages.
+    pub(crate) fn forget(&mut self, gone: impl Fn(Item) -> bool) {
+        for entry in self.buckets.iter_mut().flatten() {
+            if gone(entry.item) {
+                *entry = EMPTY;
+            }
+        }
+    }
+
     /// Pages that hold the window, latest first.
     pub(crate) fn holders(&self, hash: u32) -> impl Iterator<Item = Item> + '_ {
         let bucket = &self.buckets[self.bucket(hash)];

@@ -14,8 +14,9 @@ pub(crate) struct Held {
 const FREE: u32 = u32::MAX;
 
 /// Candidates by fingerprint.
-#[derive(Default)]
 pub(crate) struct Fingerprints {
+    /// Most slots. The packs that came first are forgotten beyond that.
+    most: usize,
     slots: Vec<(u32, u32)>,
     used: usize,
     /// Item numbers count through the packs in order of arrival: (first number, pack).
@@ -24,6 +25,17 @@ pub(crate) struct Fingerprints {
 }
 
 impl Fingerprints {
+    /// A table of at most `bytes`.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self {
+            most: (bytes / 8).max(1024),
+            slots: Vec::new(),
+            used: 0,
+            packs: Vec::new(),
+            next: 0,
+        }
+    }
+
     /// Adds the items that a pack holds, in its order.
     pub(crate) fn add_pack(&mut self, pack: u32, fingerprints: &[u32]) {
         let first = self.next;
@@ -31,10 +43,30 @@ impl Fingerprints {
         let Some(next) = first.checked_add(fingerprints.len() as u32 + 1) else {
             return;
         };
+        let room = self.most * 4 / 5;
+        if self.used + fingerprints.len() > room {
+            // Half of the room, so that this is rare.
+            self.forget_all_but((room / 2).saturating_sub(fingerprints.len()));
+        }
+        let fingerprints = &fingerprints[..fingerprints.len().min(room)];
         self.packs.push((first, pack));
         self.next = next;
         self.reserve(fingerprints.len());
         for (number, &fingerprint) in (first..).zip(fingerprints) {
+            self.insert(fingerprint, number);
+        }
+    }
+
+    /// Keeps about the last `count` items.
+    fn forget_all_but(&mut self, count: usize) {
+        let first = self.next.saturating_sub(count as u32);
+        self.packs.retain(|&(of_pack, _)| of_pack >= first);
+        let first = self.packs.first().map_or(self.next, |&(first, _)| first);
+        let old = std::mem::take(&mut self.slots);
+        self.used = 0;
+        let kept = |slot: &&(u32, u32)| slot.1 != FREE && slot.1 >= first;
+        self.reserve(old.iter().filter(kept).count());
+        for &(fingerprint, number) in old.iter().filter(kept) {
             self.insert(fingerprint, number);
         }
     }
@@ -45,6 +77,7 @@ impl Fingerprints {
             return;
         }
         let size = needed.max(self.slots.len() * 3 / 2).max(1024);
+        let size = size.min(self.most.max(needed));
         let old = std::mem::replace(&mut self.slots, vec![(0, FREE); size]);
         self.used = 0;
         for (fingerprint, number) in old {
@@ -105,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_item_is_found_again() {
-        let mut table = Fingerprints::default();
+        let mut table = Fingerprints::new(1 << 30);
         let of = |i: u32| i.wrapping_mul(0x85eb_ca6b) ^ (i >> 3);
         for pack in 0..50u32 {
             let prints: Vec<u32> = (0..pack * 7).map(|i| of(pack * 1000 + i)).collect();
@@ -125,6 +158,22 @@ mod tests {
             }
         }
         assert!(table.heap_bytes() < 50 * 25 * 7 * 24);
-        assert_eq!(Fingerprints::default().candidates(3).count(), 0);
+        assert_eq!(Fingerprints::new(0).candidates(3).count(), 0);
+    }
+
+    #[test]
+    fn the_bound_holds_and_the_newest_packs_stay() {
+        let mut table = Fingerprints::new(64 << 10);
+        let of = |i: u32| i.wrapping_mul(0x85eb_ca6b);
+        for pack in 0..400u32 {
+            let prints: Vec<u32> = (0..100).map(|i| of(pack * 100 + i)).collect();
+            table.add_pack(pack, &prints);
+            assert!(table.heap_bytes() < 70 << 10, "{}", table.heap_bytes());
+            let held = Held { pack, index: 99 };
+            assert!(table.candidates(of(pack * 100 + 99)).any(|i| i == held));
+        }
+        assert_eq!(table.candidates(of(0)).count(), 0);
+        table.add_pack(400, &vec![7; 100_000]);
+        assert!(table.heap_bytes() < 70 << 10);
     }
 }

@@ -45,7 +45,10 @@ pub(crate) struct PackMeta {
     pub(crate) others: Vec<u32>,
     pub(crate) groups: Vec<GroupSpan>,
     pub(crate) kinds_chunk: Vec<u32>,
+    /// By origin and first ordinal.
     runs: Vec<HeldRun>,
+    /// Numbers of `runs` by `at`.
+    by_index: Vec<u32>,
     costs: Vec<u8>,
 }
 
@@ -89,6 +92,8 @@ impl PackMeta {
             at += run.count;
         }
         runs.sort_unstable_by_key(|run| (run.origin, run.first));
+        let mut by_index: Vec<u32> = (0..runs.len() as u32).collect();
+        by_index.sort_unstable_by_key(|&run| runs[run as usize].at);
         Self {
             id,
             number,
@@ -96,6 +101,7 @@ impl PackMeta {
             groups,
             kinds_chunk,
             runs,
+            by_index,
             costs: directory.costs.clone(),
         }
     }
@@ -123,6 +129,17 @@ impl PackMeta {
         }
     }
 
+    /// The number of the first item after a group.
+    pub(crate) fn group_end(&self, group: u32) -> u32 {
+        let next = self.groups.get(group as usize + 1);
+        next.map_or(self.items(), |next| next.first)
+    }
+
+    /// Whether it holds items that other packs held first.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.runs.iter().any(|run| run.origin != self.number)
+    }
+
     pub(crate) fn cost(&self, place: Place) -> u8 {
         self.costs[place.index as usize]
     }
@@ -138,11 +155,11 @@ impl PackMeta {
 
     /// The address of the `index`-th item.
     pub(crate) fn held(&self, index: u32) -> Option<Item> {
-        let run = self
-            .runs
-            .iter()
-            .find(|run| index.wrapping_sub(run.at) < run.count)?;
-        Some(Item {
+        let after = self
+            .by_index
+            .partition_point(|&run| self.runs[run as usize].at <= index);
+        let run = &self.runs[self.by_index[after.checked_sub(1)?] as usize];
+        (index - run.at < run.count).then(|| Item {
             pack: run.origin,
             ordinal: run.first + (index - run.at),
         })

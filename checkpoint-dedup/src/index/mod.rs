@@ -1,4 +1,4 @@
-//! Which pack holds which item. In memory: 12 bytes per group, 12 per run and 1 per item of the
+//! Which pack holds which item. In memory: 12 bytes per group, 20 per run and 1 per item of the
 //! packs that were needed so far. Derived from the directories of the packs.
 
 mod fingerprints;
@@ -53,11 +53,6 @@ impl Known {
 
     fn insert(&mut self, id: PackId, directory: &Directory) -> u32 {
         let number = self.number(id);
-        self.insert_as(number, id, directory);
-        number
-    }
-
-    fn insert_as(&mut self, number: u32, id: PackId, directory: &Directory) {
         let others = directory.others.iter().map(|&id| self.number(id)).collect();
         let origins: Vec<u32> = directory
             .origins
@@ -72,6 +67,7 @@ impl Known {
         }
         let meta = PackMeta::new(id, number, others, &origins, directory);
         self.metas[number as usize] = Some(Arc::new(meta));
+        number
     }
 }
 
@@ -115,24 +111,6 @@ impl Index {
         self.write(|known| known.insert(id, directory))
     }
 
-    /// A number for a pack whose id is not known yet.
-    pub(crate) fn reserve(&self) -> u32 {
-        self.write(|known| {
-            known.ids.push(PackId::from_bytes([0; 16]));
-            known.metas.push(None);
-            known.ids.len() as u32 - 1
-        })
-    }
-
-    /// Gives a reserved number to the pack that was published for it.
-    pub(crate) fn bind(&self, number: u32, id: PackId, directory: &Directory) {
-        self.write(|known| {
-            known.ids[number as usize] = id;
-            known.numbers.insert(id, number);
-            known.insert_as(number, id, directory);
-        });
-    }
-
     /// Forgets a pack whose file turned out to be gone.
     pub(crate) fn forget(&self, number: u32) {
         self.write(|known| {
@@ -142,6 +120,11 @@ impl Index {
                 .values_mut()
                 .for_each(|homes| homes.retain(|&home| home != number));
         });
+    }
+
+    /// What is known of a pack, if it is known to exist.
+    pub(crate) fn meta(&self, number: u32) -> Option<Arc<PackMeta>> {
+        self.read(|known| known.metas.get(number as usize)?.clone())
     }
 
     /// Packs known to exist, with their numbers.
@@ -155,20 +138,22 @@ impl Index {
         if let Some(found) = self.known_place(item) {
             return Ok(found);
         }
-        let id = self.pack_id(item.pack);
-        match self.load(id) {
-            Err(Error::Backend(e)) if e.is_not_found() => {}
-            Err(error) => return Err(error),
-            Ok(_) => {
-                if let Some(found) = self.known_place(item) {
-                    return Ok(found);
-                }
-            }
+        let own = self.load(self.pack_id(item.pack));
+        if let Some(found) = self.known_place(item) {
+            return Ok(found);
         }
+        // It moved, or its pack is damaged and an index segment may still know what is in it.
         self.refresh()?;
-        self.known_place(item).ok_or_else(|| Error::Missing {
-            address: self.address(item),
-        })
+        if let Some(found) = self.known_place(item) {
+            return Ok(found);
+        }
+        match own {
+            Err(Error::Backend(e)) if !e.is_not_found() => Err(e.into()),
+            Err(error) if error.is_damage() => Err(error),
+            _ => Err(Error::Missing {
+                address: self.address(item),
+            }),
+        }
     }
 
     fn known_place(&self, item: Item) -> Option<(Arc<PackMeta>, Place)> {
@@ -180,6 +165,21 @@ impl Index {
                     let meta = known.metas[number as usize].as_ref()?;
                     Some((Arc::clone(meta), meta.place(item)?))
                 })
+        })
+    }
+
+    /// The packs that hold an item, as far as known.
+    pub(crate) fn homes(&self, item: Item) -> Vec<u32> {
+        self.read(|known| {
+            let moved = known.homes.get(&item.pack).map_or(&[][..], Vec::as_slice);
+            std::iter::once(&item.pack)
+                .chain(moved)
+                .filter(|&&number| {
+                    let meta = known.metas[number as usize].as_ref();
+                    meta.is_some_and(|meta| meta.place(item).is_some())
+                })
+                .copied()
+                .collect()
         })
     }
 
@@ -211,7 +211,7 @@ impl Index {
             path: self.backend.describe(&key),
             source,
         };
-        let trailer = Trailer::read(&tail, size).map_err(damaged)?;
+        let trailer = Trailer::read(&tail, id, size).map_err(damaged)?;
         let stored = trailer.table_stored as usize;
         let table = self.backend.get(&key, trailer.table_offset, stored)?;
         let directory = trailer.directory(&table).map_err(damaged)?;
@@ -223,7 +223,7 @@ impl Index {
         let key = pack::key(id);
         let bytes = self
             .backend
-            .get(&key, trailer.ids_offset(), 16 * trailer.items as usize)?;
+            .get(&key, trailer.ids_offset(), trailer.ids_bytes() as usize)?;
         let damaged = |source: FormatError| {
             let path = self.backend.describe(&key);
             Error::Damaged { path, source }

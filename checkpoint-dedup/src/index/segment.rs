@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::codec::squeeze::{squeeze, unsqueeze};
 use crate::envelope::{INDEX, open, seal};
 use crate::error::{Error, FormatError};
-use crate::id::PackId;
+use crate::id::{PackId, prefix};
 use crate::pack::Directory;
 use crate::wire::{Input, Output};
 
@@ -20,9 +20,10 @@ pub(crate) struct Covered {
     pub(crate) fingerprints: Vec<u32>,
 }
 
-/// Key of a segment with this content.
+/// Key of a segment with this content: the first half of its BLAKE3.
 fn key(sealed: &[u8]) -> String {
-    format!("index/{}", PackId::of(sealed))
+    let name = prefix(blake3::hash(sealed).as_bytes());
+    format!("index/{}", PackId::from_bytes(name))
 }
 
 /// Publishes a segment. Returns its key.

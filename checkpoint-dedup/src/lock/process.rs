@@ -45,6 +45,14 @@ impl Process {
         self.namespace != here.namespace || start_time(self.pid) == Some(self.started)
     }
 
+    /// Where its number means something: host and namespace. After a reboot an earlier number may
+    /// be taken again, but not with the same start time.
+    fn place(&self) -> String {
+        let text = format!("{}\n{}", self.host, self.namespace);
+        let hash = blake3::hash(text.as_bytes());
+        hash.to_hex()[..16].to_owned()
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for text in [&self.host, &self.boot, &self.namespace] {
             out.put_block(text.as_bytes());
@@ -62,6 +70,25 @@ impl Process {
             started: input.u64()?,
         })
     }
+}
+
+/// A name for a temporary file of this process.
+pub(crate) fn temporary_name(serial: u64) -> String {
+    let here = Process::current();
+    format!("{}-{}-{}-{serial}", here.place(), here.pid, here.started)
+}
+
+/// Whether a temporary file is of a process that is known to be gone.
+pub(crate) fn is_orphan(name: &str) -> bool {
+    let here = Process::current();
+    let parts: Vec<&str> = name.split('-').collect();
+    let [place, pid, started, _] = parts[..] else {
+        return false;
+    };
+    let (Ok(pid), Ok(started)) = (pid.parse(), started.parse()) else {
+        return false;
+    };
+    place == here.place() && start_time(pid) != Some(started)
 }
 
 fn read(path: &str) -> String {

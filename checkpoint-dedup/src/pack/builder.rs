@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::PACK_HEADER;
 use super::directory::{Directory, GroupEntry, Run};
-use crate::codec::group::{GroupKind, encode_chunk};
-use crate::envelope::PACK;
+use crate::codec::group::{GroupKind, GroupName, encode_chunk};
 use crate::id::{Address, ItemId, PackId};
-use crate::wire::Output;
+use crate::lock::unique;
 
 /// A pack being filled. Nothing of it exists outside memory before its bytes are published.
 pub(crate) struct PackBuilder {
+    pub(crate) id: PackId,
     file: Vec<u8>,
     directory: Directory,
     ids: Vec<ItemId>,
@@ -37,17 +36,22 @@ pub(crate) struct NewItem {
 
 impl PackBuilder {
     pub(crate) fn new() -> Self {
-        let mut file = Vec::with_capacity(1 << 20);
-        file.extend_from_slice(&PACK.magic);
-        file.put_u32(PACK.version);
-        file.put_u32(0);
-        debug_assert_eq!(file.len(), PACK_HEADER);
+        let id = PackId::from_bytes(unique());
         Self {
-            file,
+            id,
+            file: super::header(id),
             directory: Directory::default(),
             ids: Vec::new(),
             others: HashMap::new(),
             origins: HashMap::new(),
+        }
+    }
+
+    /// The name of the `ahead`-th group from now on.
+    pub(crate) fn group_name(&self, ahead: usize) -> GroupName {
+        GroupName {
+            pack: self.id,
+            number: (self.directory.groups.len() + ahead) as u32,
         }
     }
 
@@ -58,7 +62,7 @@ impl PackBuilder {
 
     /// Bytes so far.
     pub(crate) fn bytes(&self) -> usize {
-        self.file.len() + 20 * self.ids.len()
+        self.file.len() + 12 * self.ids.len()
     }
 
     /// What a base in another pack is called in this one.
@@ -66,7 +70,7 @@ impl PackBuilder {
         number(&mut self.others, &mut self.directory.others, pack)
     }
 
-    /// Appends an encoded group.
+    /// Appends a group that was encoded under the next name.
     pub(crate) fn push_group(&mut self, kind: GroupKind, stored: &[u8], items: &[NewItem]) {
         for item in items {
             let (origin, first) = match item.moved_from {
@@ -106,17 +110,19 @@ impl PackBuilder {
             cost: 1,
             moved_from: None,
         };
-        self.push_group(GroupKind::Chunk, &encode_chunk(bytes, level), &[item]);
+        let stored = encode_chunk(self.group_name(0), bytes, level);
+        self.push_group(GroupKind::Chunk, &stored, &[item]);
         ordinal
     }
 
     /// Completes the file.
     pub(crate) fn finish(mut self) -> Built {
-        let tail = self.directory.seal(&self.ids, self.file.len() as u64);
+        let tail = self
+            .directory
+            .seal(self.id, &self.ids, self.file.len() as u64);
         self.file.extend_from_slice(&tail);
-        let id = PackId::of(&self.file);
         Built {
-            id,
+            id: self.id,
             file: self.file,
             directory: self.directory,
             ids: self.ids,
@@ -139,7 +145,7 @@ mod tests {
     #[test]
     fn a_pack_describes_itself() {
         let mut pack = PackBuilder::new();
-        let id = ItemId::from_bytes([7; 16]);
+        let id = ItemId::from_bytes([7; 8]);
         pack.push_chunk(id, b"hello", 3);
         let from = Address {
             pack: PackId::from_bytes([1; 16]),
@@ -150,10 +156,21 @@ mod tests {
             cost: 2,
             moved_from: Some(from),
         };
-        pack.push_group(GroupKind::Chunk, &encode_chunk(b"x", 3), &[item]);
+        let stored = encode_chunk(pack.group_name(0), b"x", 3);
+        pack.push_group(GroupKind::Chunk, &stored, &[item]);
         let built = pack.finish();
         let size = built.file.len();
-        let trailer = Trailer::read(&built.file[size - TRAILER..], size as u64).unwrap();
+        let tail = &built.file[size - TRAILER..];
+        let trailer = Trailer::read(tail, built.id, size as u64).unwrap();
+        assert!(Trailer::read(tail, from.pack, size as u64).is_err());
+        for at in 0..TRAILER {
+            let mut bad = tail.to_vec();
+            bad[at] ^= 4;
+            assert!(
+                Trailer::read(&bad, built.id, size as u64).is_err(),
+                "byte {at}"
+            );
+        }
         let (table, ids) = (trailer.table_offset as usize, trailer.ids_offset() as usize);
         assert_eq!(
             trailer.directory(&built.file[table..ids]).unwrap(),

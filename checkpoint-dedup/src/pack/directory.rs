@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! table (zstd)   others, origins, groups, runs, costs
-//! ids            16 bytes per item
-//! trailer        8 offset of the table, 4 table bytes raw, 4 stored, 4 items,
-//!                16 check of the table, 16 check of the ids, 4 version, 8 magic
+//! ids            8 bytes per item
+//! trailer        8 offset of the table, 4 table bytes raw, 4 stored, 4 items, 4 zero, 16 pack id,
+//!                16 check of the table, 16 check of the ids, 16 check of the trailer so far,
+//!                4 version, 8 magic
 //! ```
 
 use crate::codec::MAX_COST;
@@ -16,7 +17,13 @@ use crate::id::{ItemId, PackId, prefix};
 use crate::wire::{Input, Output};
 
 /// Bytes of the trailer.
-pub(crate) const TRAILER: usize = 64;
+pub(crate) const TRAILER: usize = 100;
+
+/// Bytes of the trailer that its own check covers.
+const CHECKED: usize = 72;
+
+/// Bytes that a pack keeps of the identity of an item.
+pub(crate) const ID_BYTES: usize = 8;
 
 /// Most bytes of a raw table: 40 bytes for each of 16 M items.
 const MAX_TABLE: u32 = 640 << 20;
@@ -63,17 +70,12 @@ pub(crate) struct Trailer {
 }
 
 impl Trailer {
-    /// Reads the last [`TRAILER`] bytes of a pack of `size` bytes.
-    pub(crate) fn read(bytes: &[u8], size: u64) -> Result<Self, FormatError> {
+    /// Reads the last [`TRAILER`] bytes of pack `id` of `size` bytes. Magic and version, which
+    /// stand last, are judged first.
+    pub(crate) fn read(bytes: &[u8], id: PackId, size: u64) -> Result<Self, FormatError> {
         let mut input = Input::new(bytes);
-        let trailer = Self {
-            table_offset: input.u64()?,
-            table_raw: input.u32()?,
-            table_stored: input.u32()?,
-            items: input.u32()?,
-            table_check: input.array()?,
-            ids_check: input.array()?,
-        };
+        let fields = input.take(CHECKED)?;
+        let own_check: [u8; 16] = input.array()?;
         let version = input.u32()?;
         let actual = input.array()?;
         if actual != PACK.magic {
@@ -89,10 +91,28 @@ impl Trailer {
                 newest: PACK.version,
             });
         }
+        if check(fields) != own_check {
+            return Err(FormatError::Checksum);
+        }
+        let mut input = Input::new(fields);
+        let mut trailer = Self {
+            table_offset: input.u64()?,
+            table_raw: input.u32()?,
+            table_stored: input.u32()?,
+            items: input.u32()?,
+            table_check: [0; 16],
+            ids_check: [0; 16],
+        };
+        let zero = input.u32()?;
+        if zero != 0 || input.array()? != *id.as_bytes() {
+            return Err(input.malformed("pack id"));
+        }
+        trailer.table_check = input.array()?;
+        trailer.ids_check = input.array()?;
         let end = trailer
             .table_offset
             .checked_add(u64::from(trailer.table_stored))
-            .and_then(|end| end.checked_add(16 * u64::from(trailer.items)))
+            .and_then(|end| end.checked_add(trailer.ids_bytes()))
             .and_then(|end| end.checked_add(TRAILER as u64));
         if end != Some(size) || trailer.table_raw > MAX_TABLE || size > u64::from(u32::MAX) {
             return Err(input.malformed("pack trailer"));
@@ -103,6 +123,11 @@ impl Trailer {
     /// Offset of the ids.
     pub(crate) fn ids_offset(&self) -> u64 {
         self.table_offset + u64::from(self.table_stored)
+    }
+
+    /// Bytes of the ids.
+    pub(crate) fn ids_bytes(&self) -> u64 {
+        ID_BYTES as u64 * u64::from(self.items)
     }
 
     /// Checks and decodes the table.
@@ -116,7 +141,7 @@ impl Trailer {
 
     /// Checks and decodes the ids.
     pub(crate) fn ids(&self, bytes: &[u8]) -> Result<Vec<ItemId>, FormatError> {
-        if check(bytes) != self.ids_check || bytes.len() != 16 * self.items as usize {
+        if check(bytes) != self.ids_check || bytes.len() as u64 != self.ids_bytes() {
             return Err(FormatError::Checksum);
         }
         let mut input = Input::new(bytes);
@@ -128,18 +153,23 @@ impl Trailer {
 
 impl Directory {
     /// Everything after the last group: table, ids, trailer.
-    pub(crate) fn seal(&self, ids: &[ItemId], table_offset: u64) -> Vec<u8> {
+    pub(crate) fn seal(&self, pack: PackId, ids: &[ItemId], table_offset: u64) -> Vec<u8> {
         let raw = self.encode();
         let table = squeeze(&raw, 3);
         let ids: Vec<u8> = ids.iter().flat_map(ItemId::as_bytes).copied().collect();
         let mut out = table.clone();
         out.extend_from_slice(&ids);
+        let trailer = out.len();
         out.put_u64(table_offset);
         out.put_u32(raw.len() as u32);
         out.put_u32(table.len() as u32);
         out.put_u32(self.costs.len() as u32);
+        out.put_u32(0);
+        out.extend_from_slice(pack.as_bytes());
         out.extend_from_slice(&check(&table));
         out.extend_from_slice(&check(&ids));
+        let own_check = check(&out[trailer..]);
+        out.extend_from_slice(&own_check);
         out.put_u32(PACK.version);
         out.extend_from_slice(&PACK.magic);
         out

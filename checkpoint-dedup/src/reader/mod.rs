@@ -10,10 +10,13 @@ pub use space::SpaceView;
 
 use crate::cache::Cache;
 use crate::error::{Error, FormatError};
-use crate::id::{BlobId, CheckpointNo, Frame, Page, PageId, RecordingName, new_page, write_fill};
+use crate::id::{
+    BlobId, CheckpointNo, Frame, Page, PageId, RecordingId, RecordingName, new_page, write_fill,
+};
+use crate::lock::{Lease, READING};
 use crate::map::{Content, Layer};
-use crate::recording::{self, BlobContent, BlobEntry, LogManifest, Manifest, Part};
-use crate::repository::{RecordingInfo, Repository};
+use crate::recording::{self, BlobContent, BlobEntry, Extent, LogManifest, Manifest, Part};
+use crate::repository::{RecordingInfo, RecordingState, Repository};
 use crate::store::Store;
 
 /// Memory for decoded manifests of one recording.
@@ -25,16 +28,47 @@ pub struct Recording {
     repository: Repository,
     info: Arc<RecordingInfo>,
     manifests: Arc<Cache<u32, Manifest>>,
+    /// Keeps the series from garbage collection even if its name is removed meanwhile; `None`
+    /// where no lease can be written (a read-only mount, a full disk).
+    _lease: Arc<Option<Lease>>,
 }
 
 impl Recording {
     pub(crate) fn open(repository: Repository, name: &RecordingName) -> Result<Self, Error> {
+        let start = repository.start(name)?;
+        let backend = &repository.store.backend;
+        let lease = Lease::take(
+            backend,
+            READING,
+            &format!("reading {name}"),
+            start.recording,
+        );
         let info = Arc::new(repository.recording_info(name)?);
-        Ok(Self {
+        let recording = Self {
             repository,
             info,
             manifests: Arc::new(Cache::new(MANIFEST_BYTES)),
-        })
+            _lease: Arc::new(lease.ok()),
+        };
+        // Whoever removed the recording before it could see the lease has removed its name first.
+        match recording.info.id == start.recording {
+            true => Ok(recording),
+            false => Err(recording.removed()),
+        }
+    }
+
+    fn removed(&self) -> Error {
+        Error::NoRecording {
+            name: self.info.name.clone(),
+        }
+    }
+
+    pub(crate) fn extent(&self) -> Result<Extent, Error> {
+        Ok(Extent::of(&self.repository.parts(self.info.id)?))
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.repository.store
     }
 
     /// What was known of the recording when it was opened.
@@ -49,9 +83,7 @@ impl Recording {
     pub fn refresh(&self) -> Result<RecordingInfo, Error> {
         let info = self.repository.recording_info(&self.info.name)?;
         if info.id != self.info.id {
-            return Err(Error::NoRecording {
-                name: self.info.name.clone(),
-            });
+            return Err(self.removed());
         }
         Ok(info)
     }
@@ -61,17 +93,7 @@ impl Recording {
     /// # Errors
     /// What the storage says.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointNo>, Error> {
-        let parts = self.repository.parts(&self.info.name)?;
-        let base = self.base_of(&parts);
-        let mut numbers: Vec<CheckpointNo> = parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Checkpoint(number) if *number >= base => Some(*number),
-                _ => None,
-            })
-            .collect();
-        numbers.sort();
-        Ok(numbers)
+        Ok(self.extent()?.checkpoints)
     }
 
     /// The log segments there are now, ascending. Segment k leads from checkpoint k to k + 1.
@@ -79,26 +101,7 @@ impl Recording {
     /// # Errors
     /// What the storage says.
     pub fn logs(&self) -> Result<Vec<CheckpointNo>, Error> {
-        let parts = self.repository.parts(&self.info.name)?;
-        let base = self.base_of(&parts);
-        let mut numbers: Vec<CheckpointNo> = parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Log(number) if *number >= base => Some(*number),
-                _ => None,
-            })
-            .collect();
-        numbers.sort();
-        Ok(numbers)
-    }
-
-    /// The checkpoint whose map is complete in itself: 0, or where the last trim cut.
-    fn base_of(&self, parts: &[Part]) -> CheckpointNo {
-        let bases = parts.iter().filter_map(|part| match part {
-            Part::Base(number) => Some(*number),
-            _ => None,
-        });
-        bases.max().unwrap_or(CheckpointNo(0))
+        Ok(self.extent()?.logs)
     }
 
     /// Opens a checkpoint. Reads its manifest and at most seven more per power of eight of its
@@ -107,56 +110,95 @@ impl Recording {
     /// # Errors
     /// [`Error::NoCheckpoint`], [`Error::Damaged`].
     pub fn checkpoint(&self, number: CheckpointNo) -> Result<Checkpoint, Error> {
-        let parts = self.repository.parts(&self.info.name)?;
-        let base = self.base_of(&parts);
-        if number < base {
+        let mut extent = self.extent()?;
+        loop {
+            let error = match self.checkpoint_in(number, &extent) {
+                Err(error @ Error::NoCheckpoint { .. }) => error,
+                done => return done,
+            };
+            // A trim may have moved the base meanwhile.
+            let now = self.extent()?;
+            if now.base == extent.base {
+                return Err(error);
+            }
+            extent = now;
+        }
+    }
+
+    fn checkpoint_in(&self, number: CheckpointNo, extent: &Extent) -> Result<Checkpoint, Error> {
+        if extent.checkpoints.binary_search(&number).is_err() {
+            self.refresh()?;
             return Err(self.no_checkpoint(number));
         }
-        let newest = self.manifest(number, base)?;
-        let mut layers: Vec<Vec<(Arc<Manifest>, bool)>> = vec![Vec::new(); newest.spaces.len()];
-        for (space, chain) in newest.spaces.iter().zip(&mut layers) {
-            self.walk(&newest, &space.name, base, chain)?;
+        let newest = self.manifest(number, extent)?;
+        let mut layers: Vec<Chain> = Vec::new();
+        for space in &newest.spaces {
+            let (chain, complete) = self.chain(&newest, &space.name, extent);
+            complete.map_err(|(_, error)| error)?;
+            layers.push(chain);
         }
-        let spaces = newest
-            .spaces
-            .iter()
-            .zip(layers)
+        let spaces = newest.spaces.iter().zip(layers);
+        let store = self.store();
+        let spaces = spaces
             .map(|(space, chain)| {
-                SpaceView::new(
-                    Arc::clone(&self.repository.store),
-                    &space.name,
-                    space.frames,
-                    chain,
-                )
+                SpaceView::new(Arc::clone(store), &space.name, space.frames, chain)
             })
             .collect();
         Ok(Checkpoint {
-            repository: self.repository.clone(),
+            recording: self.clone(),
             number,
             newest,
             spaces,
         })
     }
 
-    /// Collects the layers of a space from the newest back to a complete map.
-    fn walk(
+    /// Collects the layers of a space from the newest back to a complete map; if one cannot be
+    /// read, says which, and gives those before it.
+    pub(crate) fn chain(
         &self,
         newest: &Arc<Manifest>,
         space: &str,
-        base: CheckpointNo,
-        chain: &mut Vec<(Arc<Manifest>, bool)>,
-    ) -> Result<(), Error> {
+        extent: &Extent,
+    ) -> (Chain, Result<(), (CheckpointNo, Error)>) {
+        let mut chain = Chain::new();
         let mut manifest = Arc::clone(newest);
         loop {
             let at = manifest.number;
             let span = manifest.space(space).map_or(0, |space| space.span);
-            let merged = span > 0 && at.0 >= base.0.saturating_add(span);
-            chain.push((Arc::clone(&manifest), merged));
-            if at <= base {
-                return Ok(());
+            let step = layer_step(at, span, extent.base);
+            chain.push((Arc::clone(&manifest), step > 1));
+            if at <= extent.base {
+                return (chain, Ok(()));
             }
-            let step = if merged { span } else { 1 };
-            manifest = self.manifest(CheckpointNo(at.0 - step), base)?;
+            let next = CheckpointNo(at.0 - step);
+            manifest = match self.manifest(next, extent) {
+                Ok(manifest) => manifest,
+                Err(error) => return (chain, Err((next, error))),
+            };
+        }
+    }
+
+    /// A series under maintenance, whatever state it is in.
+    pub(crate) fn without_lease(
+        repository: Repository,
+        id: RecordingId,
+        name: &RecordingName,
+    ) -> Self {
+        let info = RecordingInfo {
+            name: name.clone(),
+            id,
+            created_unix_ns: 0,
+            state: RecordingState::Dead,
+            first: None,
+            last: None,
+            logs: 0,
+            note: Vec::new(),
+        };
+        Self {
+            repository,
+            info: Arc::new(info),
+            manifests: Arc::new(Cache::new(MANIFEST_BYTES)),
+            _lease: Arc::new(None),
         }
     }
 
@@ -164,14 +206,15 @@ impl Recording {
     /// with equal content by a recorder that did not compare).
     ///
     /// # Errors
-    /// [`Error::NoCheckpoint`] if the checkpoint after it is not there.
+    /// [`Error::NoCheckpoint`] if one of the two is not there.
     pub fn changed_frames(&self, space: &str, from: CheckpointNo) -> Result<Vec<Frame>, Error> {
-        let parts = self.repository.parts(&self.info.name)?;
-        let base = self.base_of(&parts);
-        if from < base {
-            return Err(self.no_checkpoint(from));
+        let extent = self.extent()?;
+        for number in [from, from.next()] {
+            if extent.checkpoints.binary_search(&number).is_err() {
+                return Err(self.no_checkpoint(number));
+            }
         }
-        let manifest = self.manifest(from.next(), base)?;
+        let manifest = self.manifest(from.next(), &extent)?;
         let space = manifest
             .space(space)
             .ok_or_else(|| not_here("page space", space))?;
@@ -188,19 +231,14 @@ impl Recording {
     pub(crate) fn manifest(
         &self,
         number: CheckpointNo,
-        base: CheckpointNo,
+        extent: &Extent,
     ) -> Result<Arc<Manifest>, Error> {
         // A trim may put a base where a manifest was cached: the two are different objects.
-        let is_base = number == base && number.0 > 0;
-        let cached = number.0 << 1 | u32::from(is_base);
+        let part = extent.part(number);
+        let cached = number.0 << 1 | u32::from(matches!(part, Part::Base(_)));
         if let Some(manifest) = self.manifests.get(&cached) {
             return Ok(manifest);
         }
-        let part = if is_base {
-            Part::Base(number)
-        } else {
-            Part::Checkpoint(number)
-        };
         let manifest = Arc::new(self.read_manifest(number, part)?);
         self.manifests
             .insert(cached, Arc::clone(&manifest), manifest.heap_bytes());
@@ -208,8 +246,8 @@ impl Recording {
     }
 
     fn read_manifest(&self, number: CheckpointNo, part: Part) -> Result<Manifest, Error> {
-        let store = &self.repository.store;
-        let key = recording::key(&self.info.name, part);
+        let store = self.store();
+        let key = recording::key(self.info.id, part);
         let bytes = match store.backend.get_all(&key) {
             Ok(bytes) => bytes,
             Err(e) if e.is_not_found() => {
@@ -224,15 +262,10 @@ impl Recording {
             source,
         };
         let manifest = Manifest::decode(&bytes, &store.index).map_err(damaged)?;
-        if manifest.recording != self.info.id {
-            return Err(Error::NoRecording {
-                name: self.info.name.clone(),
-            });
-        }
-        if manifest.number != number {
+        if manifest.recording != self.info.id || manifest.number != number {
             return Err(damaged(FormatError::Malformed {
-                what: "checkpoint number",
-                offset: 16,
+                what: "recording or number of a checkpoint",
+                offset: 0,
             }));
         }
         Ok(manifest)
@@ -243,8 +276,8 @@ impl Recording {
     /// # Errors
     /// [`Error::NoLog`], [`Error::Damaged`].
     pub fn log(&self, number: CheckpointNo) -> Result<LogSegment, Error> {
-        let store = &self.repository.store;
-        let key = recording::key(&self.info.name, Part::Log(number));
+        let store = self.store();
+        let key = recording::key(self.info.id, Part::Log(number));
         let bytes = match store.backend.get_all(&key) {
             Ok(bytes) => bytes,
             Err(e) if e.is_not_found() => {
@@ -261,19 +294,32 @@ impl Recording {
             source,
         };
         let manifest = LogManifest::decode(&bytes, &store.index).map_err(damaged)?;
-        if manifest.recording != self.info.id {
-            return Err(Error::NoRecording {
-                name: self.info.name.clone(),
-            });
+        if manifest.recording != self.info.id || manifest.number != number {
+            return Err(damaged(FormatError::Malformed {
+                what: "recording or number of a log segment",
+                offset: 0,
+            }));
         }
         let bytes = read_blob(store, &manifest.bytes)?;
         let pages = manifest.pages.iter().copied().collect();
         Ok(LogSegment {
-            repository: self.repository.clone(),
+            recording: self.clone(),
             number,
             bytes,
             pages,
         })
+    }
+}
+
+/// Newest first: a manifest, and whether its merged layer is meant.
+pub(crate) type Chain = Vec<(Arc<Manifest>, bool)>;
+
+/// How many checkpoints back the next layer of a space is: the span of the merged layer where
+/// that does not reach behind the base, else 1.
+pub(crate) fn layer_step(at: CheckpointNo, span: u32, base: CheckpointNo) -> u32 {
+    match span {
+        s if s > 1 && at.0 >= base.0.saturating_add(s) => s,
+        _ => 1,
     }
 }
 
@@ -286,7 +332,8 @@ pub(crate) fn not_here(kind: &str, name: &str) -> Error {
 /// One checkpoint. Any thread may read any page.
 #[derive(Clone)]
 pub struct Checkpoint {
-    repository: Repository,
+    /// Keeps the lease.
+    recording: Recording,
     number: CheckpointNo,
     newest: Arc<Manifest>,
     spaces: Vec<SpaceView>,
@@ -332,7 +379,7 @@ impl Checkpoint {
     pub fn blob(&self, name: &str) -> Result<Vec<u8>, Error> {
         let blob = self.newest.blobs.iter().find(|blob| blob.name == name);
         read_blob(
-            &self.repository.store,
+            self.recording.store(),
             blob.ok_or_else(|| not_here("blob", name))?,
         )
     }
@@ -340,7 +387,8 @@ impl Checkpoint {
 
 /// A log segment: its bytes, and the pages that they refer to.
 pub struct LogSegment {
-    repository: Repository,
+    /// Keeps the lease.
+    recording: Recording,
     number: CheckpointNo,
     bytes: Vec<u8>,
     pages: HashMap<PageId, Content>,
@@ -372,7 +420,7 @@ impl LogSegment {
             .get(&id)
             .ok_or_else(|| not_here("page", &id.to_string()))?;
         let mut page = new_page();
-        read_content(&self.repository.store, *content, &mut page)?;
+        read_content(self.recording.store(), *content, &mut page)?;
         Ok(page)
     }
 }

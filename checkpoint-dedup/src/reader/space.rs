@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{layer_of, read_content};
+use super::{Chain, layer_of, read_content};
 use crate::error::Error;
 use crate::id::{Frame, PAGE_BYTES, Page, PageRef, fill_of};
 use crate::map::{Content, Layer};
-use crate::recording::Manifest;
 use crate::store::Store;
 
 /// Frames that one task restores.
@@ -20,23 +19,25 @@ pub struct SpaceView {
     store: Arc<Store>,
     name: Arc<str>,
     frames: u32,
-    /// Newest first: manifest, and whether its merged layer is meant.
-    chain: Arc<Vec<(Arc<Manifest>, bool)>>,
+    chain: Arc<Chain>,
+    /// The whole map, where the layers hold more entries than there are frames.
+    flat: Option<Arc<Layer>>,
 }
 
 impl SpaceView {
-    pub(super) fn new(
-        store: Arc<Store>,
-        name: &str,
-        frames: u32,
-        chain: Vec<(Arc<Manifest>, bool)>,
-    ) -> Self {
-        Self {
+    pub(super) fn new(store: Arc<Store>, name: &str, frames: u32, chain: Chain) -> Self {
+        let mut view = Self {
             store,
             name: name.into(),
             frames,
             chain: Arc::new(chain),
+            flat: None,
+        };
+        if view.layers().map(Layer::len).sum::<usize>() > frames as usize {
+            view.flat = Some(Arc::new(view.full_map()));
+            view.chain = Arc::default();
         }
+        view
     }
 
     /// The name.
@@ -50,9 +51,11 @@ impl SpaceView {
     }
 
     fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.chain
+        let layered = self
+            .chain
             .iter()
-            .filter_map(|entry| layer_of(entry, &self.name))
+            .filter_map(|entry| layer_of(entry, &self.name));
+        self.flat.as_deref().into_iter().chain(layered)
     }
 
     pub(crate) fn content(&self, frame: Frame) -> Result<Content, Error> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 16 recording id, 4 number;  v packs, 16 each;  v raw length;  rest zstd:
-//!  v pages: 32 page id, v pack slot, v ordinal (slot 0: a fill, 8 bytes follow)
+//!  v pages: 32 page id, then 0 and the 8 bytes of a fill, or 1, v pack slot, v ordinal
 //!  blob entry: the bytes of the segment
 //! ```
 

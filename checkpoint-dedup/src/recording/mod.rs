@@ -1,11 +1,13 @@
 //! What a recording is made of: its start and end, checkpoint manifests, log segments.
 
 mod blob;
+mod extent;
 mod log;
 mod manifest;
 mod marks;
 
 pub(crate) use blob::{BlobContent, BlobEntry};
+pub(crate) use extent::Extent;
 pub(crate) use log::LogManifest;
 pub(crate) use manifest::{Manifest, Space, level_span};
 pub(crate) use marks::{End, Start};
@@ -13,53 +15,68 @@ pub(crate) use marks::{End, Start};
 use std::collections::HashMap;
 
 use crate::error::FormatError;
-use crate::id::{CheckpointNo, PackId, RecordingName};
+use crate::id::{CheckpointNo, PackId, RecordingId, RecordingName};
 use crate::index::Index;
 use crate::wire::{Input, Output};
 
-/// The objects of a recording.
+/// The objects of a series, which is what a recording is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub(crate) enum Part {
     Start,
-    End,
+    /// Says that this checkpoint is the last; the lowest counts.
+    End(CheckpointNo),
     Checkpoint(CheckpointNo),
-    /// A complete manifest that stands in for those a trim removed.
+    /// A complete manifest that stands in for those a trim removed; the highest counts.
     Base(CheckpointNo),
     Log(CheckpointNo),
 }
 
-/// Key prefix of a recording.
-pub(crate) fn prefix(name: &RecordingName) -> String {
-    format!("recordings/{name}/")
+/// Key prefix of the names of recordings.
+pub(crate) const NAMES: &str = "recordings/";
+/// Key prefix of the series.
+pub(crate) const SERIES: &str = "series/";
+
+/// Key of the object that gives a series its name: with it the recording comes and goes.
+pub(crate) fn name_key(name: &RecordingName) -> String {
+    format!("{NAMES}{name}")
 }
 
-/// Key of an object of a recording.
-pub(crate) fn key(name: &RecordingName, part: Part) -> String {
-    let prefix = prefix(name);
+/// The name that such a key gives.
+pub(crate) fn parse_name_key(key: &str) -> Option<RecordingName> {
+    RecordingName::new(key.strip_prefix(NAMES)?).ok()
+}
+
+/// Key prefix of a series.
+pub(crate) fn prefix(id: RecordingId) -> String {
+    format!("{SERIES}{id}/")
+}
+
+/// Key of an object of a series.
+pub(crate) fn key(id: RecordingId, part: Part) -> String {
+    let prefix = prefix(id);
     match part {
         Part::Start => format!("{prefix}start"),
-        Part::End => format!("{prefix}end"),
-        Part::Checkpoint(number) => format!("{prefix}ckpt-{:08}", number.0),
-        Part::Base(number) => format!("{prefix}base-{:08}", number.0),
-        Part::Log(number) => format!("{prefix}log-{:08}", number.0),
+        Part::End(number) => format!("{prefix}end-{:010}", number.0),
+        Part::Checkpoint(number) => format!("{prefix}ckpt-{:010}", number.0),
+        Part::Base(number) => format!("{prefix}base-{:010}", number.0),
+        Part::Log(number) => format!("{prefix}log-{:010}", number.0),
     }
 }
 
-/// Recording and part that a key names.
-pub(crate) fn parse_key(key: &str) -> Option<(RecordingName, Part)> {
-    let (name, file) = key.strip_prefix("recordings/")?.split_once('/')?;
-    let number = |text: &str| text.parse().ok().map(CheckpointNo);
-    let part = match file {
-        "start" => Part::Start,
-        "end" => Part::End,
-        _ => match file.split_once('-')? {
-            ("ckpt", n) => Part::Checkpoint(number(n)?),
-            ("base", n) => Part::Base(number(n)?),
-            ("log", n) => Part::Log(number(n)?),
-            _ => return None,
-        },
+/// Series and part that a key names.
+pub(crate) fn parse_key(text: &str) -> Option<(RecordingId, Part)> {
+    let (id, file) = text.strip_prefix(SERIES)?.split_once('/')?;
+    let id = RecordingId::parse(id)?;
+    let number = |digits: &str| digits.parse().ok().map(CheckpointNo);
+    let part = match file.split_once('-') {
+        None if file == "start" => Part::Start,
+        Some(("end", n)) => Part::End(number(n)?),
+        Some(("ckpt", n)) => Part::Checkpoint(number(n)?),
+        Some(("base", n)) => Part::Base(number(n)?),
+        Some(("log", n)) => Part::Log(number(n)?),
+        _ => return None,
     };
-    Some((RecordingName::new(name).ok()?, part))
+    (key(id, part) == text).then_some((id, part))
 }
 
 /// Packs that an object refers to, while it is encoded.

@@ -131,6 +131,33 @@ pub(crate) fn encode(task: &Task<'_>, all: &dyn Bases) -> Result<Encoded, Error>
     })
 }
 
+/// Encodes a page against given bases, or whole if they hardly help.
+pub(crate) fn encode_against(
+    page: &Page,
+    bases: &[Item],
+    all: &dyn Bases,
+) -> Result<Encoded, Error> {
+    let task = Task {
+        page,
+        versions: [None, None],
+        diligence: Diligence::Full,
+        budget: 0,
+    };
+    let mut chosen = Chosen::default();
+    for &base in bases {
+        chosen.add(all, base)?;
+    }
+    let mut edit = chosen.encode(page, task.diligence.effort());
+    drop_useless(&task, &mut chosen, &mut edit);
+    verify(page, &chosen, &edit)?;
+    Ok(Encoded {
+        edit,
+        cost: 1 + chosen.cost,
+        bases: chosen.items,
+        samples: Vec::new(),
+    })
+}
+
 /// Adds similar pages that cover what the edit still holds as literals.
 fn improve(
     task: &Task<'_>,

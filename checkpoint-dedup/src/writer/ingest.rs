@@ -12,7 +12,7 @@ use super::pipeline::Pipeline;
 use crate::codec::group::Record;
 use crate::codec::sample::SampleIndex;
 use crate::error::Error;
-use crate::id::{Frame, ItemId, Page, PageId, fill_of};
+use crate::id::{ContentId, Frame, Page, PageId, fill_of};
 use crate::index::{Item, fingerprint};
 use crate::map::{Content, Layer};
 use crate::pack::NewItem;
@@ -26,7 +26,7 @@ const CHEAP: u8 = 4;
 enum Seen {
     Unchanged,
     Known(Content),
-    New(ItemId),
+    New(ContentId),
 }
 
 /// The pipeline as the source of bases.
@@ -66,7 +66,7 @@ impl Pipeline {
             let contents = self.batch(Some(space), batch)?;
             for (&(frame, _), content) in batch.iter().zip(contents) {
                 if let Some(content) = content {
-                    self.spaces[space].now.set(frame, content);
+                    self.spaces[space].now.set(frame, content, self.next);
                     layer.push(frame, content);
                 }
             }
@@ -118,21 +118,24 @@ impl Pipeline {
 
     fn look(&self, now: Option<&FrameTable>, frame: Frame, page: &Page) -> Result<Seen, Error> {
         let before = now.map(|now| now.get(frame));
-        let content = match fill_of(page) {
-            Some(word) => Some(Content::Fill(word)),
-            None => self.find(PageId::of(page).item(), page)?,
+        let known = match fill_of(page) {
+            Some(word) => Ok(Content::Fill(word)),
+            None => {
+                let id = PageId::of(page).content();
+                self.find(&id, page)?.ok_or(id)
+            }
         };
-        Ok(match content {
-            Some(content) if before == Some(content) => Seen::Unchanged,
-            Some(content) => Seen::Known(content),
-            None => Seen::New(PageId::of(page).item()),
+        Ok(match known {
+            Ok(content) if before == Some(content) => Seen::Unchanged,
+            Ok(content) => Seen::Known(content),
+            Err(id) => Seen::New(id),
         })
     }
 
     /// A stored page with this content. Candidates are compared byte by byte.
-    fn find(&self, id: ItemId, page: &Page) -> Result<Option<Content>, Error> {
+    fn find(&self, id: &ContentId, page: &Page) -> Result<Option<Content>, Error> {
         let packer = &self.packer;
-        if let Some(&ordinal) = packer.by_id.get(&id)
+        if let Some(&ordinal) = packer.by_id.get(id)
             && packer
                 .pages
                 .get(&ordinal)
@@ -143,7 +146,10 @@ impl Pipeline {
                 ordinal,
             })));
         }
-        for held in self.fingerprints.candidates(fingerprint(&id)) {
+        for held in self.fingerprints.candidates(fingerprint(&id.item())) {
+            if self.condemned.contains(&held.pack) {
+                continue;
+            }
             let Some(item) = self.store.index.held(held.pack, held.index) else {
                 continue;
             };
@@ -218,7 +224,7 @@ impl Pipeline {
 
     fn store_new(
         &mut self,
-        id: ItemId,
+        id: ContentId,
         encoded: Encoded,
         page: &Page,
         at: Option<(usize, Frame)>,
@@ -237,11 +243,12 @@ impl Pipeline {
             literals: encoded.edit.literals,
         };
         let new = NewItem {
-            id,
+            id: id.item(),
             cost: encoded.cost,
             moved_from: None,
         };
         let ordinal = self.packer.push(NewPage {
+            id,
             record,
             item: new,
             page: Arc::new(*page),

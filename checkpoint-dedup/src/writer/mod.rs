@@ -3,10 +3,10 @@
 //! pipeline thread and the rayon pool.
 
 mod draft;
-mod encode;
+pub(crate) mod encode;
 mod frames;
 mod ingest;
-mod packer;
+pub(crate) mod packer;
 mod pipeline;
 mod publish;
 
@@ -20,11 +20,21 @@ pub use draft::{Draft, LogDraft, SpaceNo};
 
 use crate::error::Error;
 use crate::id::{CheckpointNo, RecordingId, RecordingName};
-use crate::lock::{self, Lock, Patience};
+use crate::lock::{self, Lease, Lock, Patience};
 use crate::recording::{self, Part, Start};
 use crate::repository::{Repository, writing_purpose};
 use crate::store::CacheLimits;
 use pipeline::{Job, Pipeline};
+
+/// What gives way when pages come faster than they can be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Haste {
+    /// The search for similar pages, and with it some of the compression.
+    #[default]
+    GiveWay,
+    /// Nothing: whoever hands over pages waits.
+    Thorough,
+}
 
 /// How to write a recording.
 #[derive(Debug, Clone)]
@@ -35,14 +45,19 @@ pub struct WriterOptions {
     pub note: Vec<u8>,
     /// How long to wait for another writer to finish.
     pub patience: Patience,
-    /// Most page decodes that reading one page may take: 1 to 16.
+    /// Most page decodes that reading one page may take: 1 to 8.
     pub decode_budget: u8,
     /// Level of zstd.
     pub level: i32,
+    /// What gives way under load.
+    pub haste: Haste,
     /// Drafts that may wait. The memory of each is its changed pages.
     pub queue: usize,
     /// Memory for pages of earlier checkpoints, which new pages are compared with.
     pub page_cache_bytes: usize,
+    /// Memory for the table that finds duplicates; beyond it, duplicates of the oldest pages are
+    /// stored again.
+    pub duplicates_bytes: usize,
     /// Memory for the index that finds similar pages.
     pub similarity_bytes: usize,
 }
@@ -55,8 +70,10 @@ impl Default for WriterOptions {
             patience: Patience::default(),
             decode_budget: 8,
             level: 3,
+            haste: Haste::default(),
             queue: 4,
             page_cache_bytes: 512 << 20,
+            duplicates_bytes: 1 << 30,
             similarity_bytes: 64 << 20,
         }
     }
@@ -156,34 +173,40 @@ impl Writer {
             &writing_purpose(name),
             options.patience,
         )?;
-        // This handle's own lease, so that collection spares what this writer finds.
         let caches = CacheLimits {
             group_bytes: options.page_cache_bytes / 8,
             page_bytes: options.page_cache_bytes,
         };
-        let lease = lock::lease(&backend, &writing_purpose(name))?;
         let start = Start {
             recording: RecordingId::from_bytes(lock::unique()),
             created_unix_ns: lock::unix_ns(SystemTime::now()),
+            name: name.clone(),
             note: options.note.clone(),
         };
-        begin_recording(&repository, name, &start)?;
+        // From here on garbage collection spares the series and what this writer finds.
+        let lease = Lease::take(
+            &backend,
+            lock::WRITING,
+            &writing_purpose(name),
+            start.recording,
+        )?;
+        if repository.names()?.contains(name) {
+            return Err(Error::RecordingExists { name: name.clone() });
+        }
         let shared = Arc::new(Shared::default());
         let pipeline = Pipeline::new(
             backend,
             caches,
-            name,
             start.recording,
             &options,
             Arc::clone(&shared),
+            lease,
         )?;
+        begin_recording(&repository, name, &start)?;
         let (sender, receiver) = sync_channel(options.queue.max(1));
         let thread = std::thread::Builder::new()
             .name("sb-store".to_owned())
-            .spawn(move || {
-                pipeline.run(receiver);
-                drop(lease);
-            })
+            .spawn(move || pipeline.run(receiver))
             .map_err(|e| Error::Refused(format!("cannot start the pipeline thread: {e}")))?;
         Ok(Self {
             sender: Some(sender),
@@ -220,6 +243,18 @@ impl Writer {
     /// An empty draft of the next checkpoint.
     pub fn draft(&self) -> Draft {
         Draft::new(Arc::clone(&self.spaces))
+    }
+
+    /// Hands the pages of a draft over and empties it, so that a draft of any size takes little
+    /// memory. They belong to the next checkpoint that is published, even if the draft is dropped.
+    /// Blocks while the queue is full.
+    ///
+    /// # Errors
+    /// [`Error::WriterStopped`] if an earlier publish failed.
+    pub fn hand_over(&mut self, draft: &mut Draft) -> Result<(), Error> {
+        let empty = self.draft();
+        let full = std::mem::replace(&mut draft.changed, empty.changed);
+        self.send(Job::Pages(full)).map(drop)
     }
 
     /// Publishes the next checkpoint: the changes since the one before (since all-zero spaces for
@@ -319,8 +354,9 @@ fn check_options(options: &WriterOptions) -> Result<(), Error> {
     let budget = 1..=crate::codec::MAX_COST;
     if !budget.contains(&options.decode_budget) {
         return Err(Error::Refused(format!(
-            "decode budget {} is not 1 to 16",
-            options.decode_budget
+            "decode budget {} is not 1 to {}",
+            options.decode_budget,
+            budget.end()
         )));
     }
     for (at, (name, frames)) in options.spaces.iter().enumerate() {
@@ -334,21 +370,16 @@ fn check_options(options: &WriterOptions) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the start of a recording. What an interrupted removal left under the name goes first.
+/// Puts the start of a recording, in its series and then under its name.
 fn begin_recording(
     repository: &Repository,
     name: &RecordingName,
     start: &Start,
 ) -> Result<(), Error> {
     let backend = &repository.store.backend;
-    let parts = repository.parts(name)?;
-    if parts.contains(&Part::Start) {
-        return Err(Error::RecordingExists { name: name.clone() });
-    }
-    for part in parts {
-        backend.delete(&recording::key(name, part))?;
-    }
-    if !backend.put_if_absent(&recording::key(name, Part::Start), &start.encode())? {
+    let object = start.encode();
+    backend.put_if_absent(&recording::key(start.recording, Part::Start), &object)?;
+    if !backend.put_if_absent(&recording::name_key(name), &object)? {
         return Err(Error::RecordingExists { name: name.clone() });
     }
     Ok(())

@@ -7,18 +7,18 @@ use rayon::prelude::*;
 
 use crate::codec::group::{BaseRef, GroupKind, Record, encode_pages};
 use crate::error::Error;
-use crate::id::{ItemId, Page};
+use crate::id::{ContentId, Page};
 use crate::index::segment::Covered;
 use crate::index::{Item, fingerprint};
 use crate::pack::{self, NewItem, PackBuilder};
 use crate::store::Store;
 
 /// Most raw bytes of the two streams of a group: what a reader of one page must decode.
-const GROUP_RAW: usize = 16 << 10;
+pub(crate) const GROUP_RAW: usize = 16 << 10;
 /// Most pages of a group.
-const GROUP_ITEMS: usize = 64;
+pub(crate) const GROUP_ITEMS: usize = 64;
 /// A pack is closed at this size.
-const PACK_BYTES: usize = 48 << 20;
+pub(crate) const PACK_BYTES: usize = 48 << 20;
 /// A pack is closed at this many items: their pages stay in memory until then.
 const PACK_ITEMS: u32 = 32 << 10;
 
@@ -34,13 +34,14 @@ pub(super) struct Packer {
     full: Vec<(Vec<Record>, Vec<NewItem>)>,
     pending: u32,
     /// Items of this pack by identity, and their pages.
-    pub(super) by_id: HashMap<ItemId, u32>,
+    pub(super) by_id: HashMap<ContentId, u32>,
     pub(super) pages: HashMap<u32, Arc<Page>>,
     pub(super) costs: Vec<u8>,
 }
 
 /// An encoded page with its bases named as the pack names them.
 pub(super) struct NewPage {
+    pub(super) id: ContentId,
     pub(super) record: Record,
     pub(super) item: NewItem,
     pub(super) page: Arc<Page>,
@@ -48,9 +49,10 @@ pub(super) struct NewPage {
 
 impl Packer {
     pub(super) fn new(store: &Store, level: i32) -> Self {
+        let builder = PackBuilder::new();
         Self {
-            builder: PackBuilder::new(),
-            number: store.index.reserve(),
+            number: store.index.number(builder.id),
+            builder,
             level,
             group: Vec::new(),
             group_items: Vec::new(),
@@ -79,7 +81,7 @@ impl Packer {
     pub(super) fn push(&mut self, new: NewPage) -> u32 {
         let ordinal = self.builder.items() + self.pending;
         self.pending += 1;
-        self.by_id.insert(new.item.id, ordinal);
+        self.by_id.insert(new.id, ordinal);
         self.pages.insert(ordinal, new.page);
         self.costs.push(new.item.cost);
         let raw = new.record.raw_bytes();
@@ -106,10 +108,11 @@ impl Packer {
     /// Compresses the groups that are complete.
     pub(super) fn squeeze_groups(&mut self) {
         let full = std::mem::take(&mut self.full);
-        let level = self.level;
+        let (builder, level) = (&self.builder, self.level);
         let stored: Vec<Vec<u8>> = full
             .par_iter()
-            .map(|(records, _)| encode_pages(records, level))
+            .enumerate()
+            .map(|(ahead, (records, _))| encode_pages(builder.group_name(ahead), records, level))
             .collect();
         for (stored, (_, items)) in stored.iter().zip(&full) {
             self.pending -= items.len() as u32;
@@ -118,11 +121,11 @@ impl Packer {
     }
 
     /// Adds a chunk of a blob and returns its ordinal.
-    pub(super) fn push_chunk(&mut self, id: ItemId, bytes: &[u8]) -> u32 {
+    pub(super) fn push_chunk(&mut self, id: ContentId, bytes: &[u8]) -> u32 {
         self.close_group();
         self.squeeze_groups();
         self.costs.push(1);
-        let ordinal = self.builder.push_chunk(id, bytes, self.level);
+        let ordinal = self.builder.push_chunk(id.item(), bytes, self.level);
         self.by_id.insert(id, ordinal);
         ordinal
     }
@@ -141,10 +144,12 @@ impl Packer {
         self.close_group();
         self.squeeze_groups();
         let built = self.builder.finish();
-        store
-            .backend
-            .put_if_absent(&pack::key(built.id), &built.file)?;
-        store.index.bind(self.number, built.id, &built.directory);
+        let key = pack::key(built.id);
+        if !store.backend.put_if_absent(&key, &built.file)? {
+            let key = store.backend.describe(&key);
+            return Err(Error::Refused(format!("{key} is there already")));
+        }
+        store.index.insert(built.id, &built.directory);
         for (ordinal, page) in self.pages {
             store.remember(
                 Item {

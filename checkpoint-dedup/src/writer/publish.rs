@@ -1,13 +1,12 @@
 //! Checkpoints, blobs and log segments: everything they refer to is published before they are.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::draft::{Draft, LogDraft};
+use super::draft::{Draft, DraftSpace, LogDraft};
 use super::pipeline::{Pipeline, SpaceState};
 use crate::codec::group::MAX_RAW;
 use crate::error::Error;
-use crate::id::{BlobId, CheckpointNo, ItemId, PAGE_BYTES, Page};
+use crate::id::{BlobId, CheckpointNo, ContentId, PAGE_BYTES, Page};
 use crate::index::{Item, fingerprint};
 use crate::lock;
 use crate::map::Layer;
@@ -22,17 +21,29 @@ const CHUNK: (usize, usize, usize) = (16 << 10, 64 << 10, 256 << 10);
 const _: () = assert!(CHUNK.2 <= MAX_RAW);
 
 impl Pipeline {
-    pub(super) fn checkpoint(&mut self, number: CheckpointNo, draft: &Draft) -> Result<(), Error> {
-        let mut layers = Vec::new();
-        for (space, changed) in draft.changed.iter().enumerate() {
-            layers.push(self.ingest(space, &changed.sorted())?);
+    /// Stores changed pages of the next checkpoint.
+    pub(super) fn pages(&mut self, changed: &[DraftSpace]) -> Result<(), Error> {
+        self.early.resize_with(changed.len(), Layer::default);
+        for (space, changed) in changed.iter().enumerate() {
+            let layer = self.ingest(space, &changed.sorted())?;
+            let early = &mut self.early[space];
+            *early = match early.is_empty() {
+                true => layer,
+                false => early.merge(&layer),
+            };
         }
+        Ok(())
+    }
+
+    pub(super) fn checkpoint(&mut self, number: CheckpointNo, draft: &Draft) -> Result<(), Error> {
+        self.pages(&draft.changed)?;
+        let layers = std::mem::take(&mut self.early);
         let mut blobs = Vec::new();
         for (name, bytes) in &draft.blobs {
             blobs.push(self.blob(name, bytes)?);
         }
         self.flush()?;
-        let spaces = self.spaces.iter_mut().zip(layers);
+        let spaces = self.spaces.iter().zip(layers);
         let manifest = Manifest {
             recording: self.recording,
             number,
@@ -47,6 +58,7 @@ impl Pipeline {
         self.publish(Part::Checkpoint(number), &object)?;
         self.parent = *blake3::hash(&object).as_bytes();
         self.last = Some(number);
+        self.next = number.next();
         Ok(())
     }
 
@@ -67,7 +79,7 @@ impl Pipeline {
     }
 
     fn publish(&mut self, part: Part, object: &[u8]) -> Result<(), Error> {
-        let key = recording::key(&self.name, part);
+        let key = recording::key(self.recording, part);
         self.done.manifest_bytes += object.len() as u64;
         if !self.store.backend.put_if_absent(&key, object)? {
             return Err(Error::Refused(format!(
@@ -99,14 +111,17 @@ impl Pipeline {
     }
 
     fn chunk(&mut self, bytes: &[u8]) -> Result<Item, Error> {
-        let id = ItemId::of_chunk(bytes);
+        let id = ContentId::of_chunk(bytes);
         if let Some(&ordinal) = self.packer.by_id.get(&id) {
             return Ok(Item {
                 pack: self.packer.number,
                 ordinal,
             });
         }
-        for held in self.fingerprints.candidates(fingerprint(&id)) {
+        for held in self.fingerprints.candidates(fingerprint(&id.item())) {
+            if self.condemned.contains(&held.pack) {
+                continue;
+            }
             let Some(item) = self.store.index.held(held.pack, held.index) else {
                 continue;
             };
@@ -132,36 +147,17 @@ impl Pipeline {
 }
 
 /// The space as the manifest shows it, with the merged layer that this number calls for.
-fn layered(space: &mut SpaceState, number: CheckpointNo, own: Layer) -> Space {
+fn layered(space: &SpaceState, number: CheckpointNo, own: Layer) -> Space {
     let span = level_span(number);
-    let own = Arc::new(own);
-    if space.levels.is_empty() {
-        space.levels.push(Vec::new());
-    }
-    if number.0 > 0 {
-        space.levels[0].push(Arc::clone(&own));
-    }
-    let mut merged = Arc::new(Layer::default());
-    let mut reached = 1;
-    let mut level = 0;
-    while reached < span {
-        let layers = std::mem::take(&mut space.levels[level]);
-        merged = layers.iter().skip(1).fold(
-            layers.first().cloned().unwrap_or_default(),
-            |older, newer| Arc::new(older.merge(newer)),
-        );
-        level += 1;
-        reached *= 8;
-        if level == space.levels.len() {
-            space.levels.push(Vec::new());
-        }
-        space.levels[level].push(Arc::clone(&merged));
-    }
+    let merged = match span {
+        0 => Layer::default(),
+        _ => space.now.since(CheckpointNo(number.0 - span)),
+    };
     Space {
         name: space.name.clone(),
         frames: space.frames,
-        own: Arc::unwrap_or_clone(own),
+        own,
         span,
-        merged: Arc::unwrap_or_clone(merged),
+        merged,
     }
 }

@@ -1,5 +1,7 @@
 //! What a run came to.
 
+use crate::ending::Ending;
+use crate::exit::Exit;
 use crate::quantity::Grouped;
 use anyhow::{Context, Result};
 use kvm_recorder::Summary;
@@ -7,11 +9,9 @@ use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
 use machine::ram::{PageBytes, Ram};
 use machine::saved::Blob;
 use machine::units::Gfn;
-use replay_log::EndReason;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use tcg_sim::EngineCounters;
 
@@ -36,22 +36,11 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(summary: &Summary, counters: &EngineCounters) -> Self {
-        // `Checkpoint` ends an interval, never a run.
-        let (end, sentence, succeeded) = match summary.reason {
-            EndReason::PoweredOff => ("powered-off", "the guest powered off", true),
-            EndReason::Stopped | EndReason::Checkpoint => ("stopped", "stopped", true),
-            EndReason::Reset => ("reset", "the guest reset the machine", false),
-            EndReason::Shutdown => ("triple-fault", "the guest caused a triple fault", false),
-            EndReason::Idle => (
-                "idle",
-                "the guest waits for an interrupt that cannot come",
-                false,
-            ),
-        };
+        let ending = Ending::from(summary.reason);
         Self {
-            end,
-            sentence,
-            succeeded,
+            end: ending.code,
+            sentence: ending.sentence,
+            succeeded: ending.orderly,
             instructions: summary.steps.map_or(0, |steps| steps.0),
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
@@ -61,18 +50,17 @@ impl Report {
         }
     }
 
-    /// 0 if the guest ended as it should, else 1.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    /// Whether the guest ended as it should.
+    pub(crate) fn exit(&self) -> Exit {
         match self.succeeded {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
+            true => Exit::Done,
+            false => Exit::Failed,
         }
     }
 
-    /// JSON with the hash of the final state.
-    pub(crate) fn json(mut self, state_hash: String) -> Result<String> {
-        self.state_hash = Some(state_hash);
-        Ok(serde_json::to_string_pretty(&self)? + "\n")
+    /// Adds the hash of the final state.
+    pub(crate) fn set_state_hash(&mut self, hash: String) {
+        self.state_hash = Some(hash);
     }
 }
 
@@ -81,7 +69,7 @@ impl fmt::Display for Report {
         let host_seconds = self.host_time_ns as f64 / 1e9;
         write!(
             f,
-            "{} after {} instructions, {host_seconds:.2} s ({:.2} s of guest time, {:.0} million \
+            "sbctl: {} after {} instructions, {host_seconds:.2} s ({:.2} s of guest time, {:.0} million \
              instructions per second)",
             self.sentence,
             Grouped(self.instructions),

@@ -2,6 +2,8 @@
 
 use super::engine::{Engine, Left, Next};
 use super::soft::Piece;
+use crate::instrument::facts::AccessFact;
+use crate::instrument::probe::Noted;
 use crate::jit::block::{MemoryAccess, Site};
 use crate::mmu::{Access, AccessType};
 use crate::sys::{self, Fault, vector};
@@ -61,7 +63,8 @@ impl Engine {
         // instruction that runs alone tells.
         if crosses && !alone {
             self.soft.counters.slow_crossing += 1;
-            if access.write || sys::debug::any_enabled(&self.cpu) {
+            let watched = sys::debug::any_enabled(&self.cpu) || !self.soft.probe.set().is_empty();
+            if access.write || watched {
                 return Ok(None);
             }
             self.check_alignment(va, access)?;
@@ -99,8 +102,14 @@ impl Engine {
         }
         if alone {
             self.watch(va, bytes as u64, access.write);
-        } else if !watched && !table {
+            let bytes = usize::from(access.bytes);
+            let gpa = mapping.gpa;
+            self.note(va, access, Piece { gpa, bytes }, None);
+        } else if watched || table {
             // A store to a table might be about to change what maps the table itself.
+            let gfn = mapping.gpa.gfn();
+            soft.probed().map(va, gfn);
+        } else {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))
@@ -138,6 +147,7 @@ impl Engine {
                 .read_piece(second.gpa, &mut bytes[first.bytes..total]);
         }
         self.watch(va, total as u64, access.write);
+        self.note(va, access, first, second);
         if access.write {
             self.owed = Some(Owed {
                 first,
@@ -167,6 +177,18 @@ impl Engine {
             self.soft
                 .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
         }
+    }
+
+    /// Notes an access of an instruction that runs alone.
+    fn note(&mut self, va: u64, access: MemoryAccess, first: Piece, second: Option<Piece>) {
+        self.soft.probe.note(Noted {
+            va,
+            gpa: first.gpa.0,
+            second: second.map(|piece| piece.gpa.0),
+            bytes: access.bytes.into(),
+            direction: AccessFact::of(access).direction,
+            system: false,
+        });
     }
 
     /// Compares an access with the data breakpoints.

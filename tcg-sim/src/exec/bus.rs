@@ -1,12 +1,14 @@
 //! Memory as the system semantics see it.
 
 use super::soft::{Piece, Soft};
+use crate::instrument::Direction;
+use crate::instrument::probe::Noted;
 use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{self, AccessKind, Fault, SysBus, Vendor};
+use crate::sys::{self, AccessKind, Fault, StringRun, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
-use machine::units::PAGE_BYTES;
+use machine::units::{GuestPhys, PAGE_BYTES};
 
 fn access(cpu: &CpuState, kind: AccessKind, write: bool) -> Access {
     let kind_of = if write {
@@ -24,7 +26,56 @@ fn access(cpu: &CpuState, kind: AccessKind, write: bool) -> Access {
     }
 }
 
+/// The parts of an access in its one or two pages.
+type Pieces = (Piece, Option<Piece>);
+
+/// The parts of the `bytes` bytes from `offset` on.
+fn part((first, second): Pieces, offset: usize, bytes: usize) -> Pieces {
+    let from = |piece: Piece, skip: usize, bytes: usize| Piece {
+        gpa: GuestPhys(piece.gpa.0 + skip as u64),
+        bytes,
+    };
+    match second {
+        Some(second) if offset >= first.bytes => (from(second, offset - first.bytes, bytes), None),
+        Some(second) if offset + bytes > first.bytes => {
+            let low = first.bytes - offset;
+            let high = from(second, 0, bytes - low);
+            (from(first, offset, low), Some(high))
+        }
+        _ => (from(first, offset, bytes), None),
+    }
+}
+
 impl Soft {
+    fn note(&mut self, kind: AccessKind, va: u64, pieces: Pieces, direction: Direction) {
+        let (first, second) = pieces;
+        self.probe.note(Noted {
+            va,
+            gpa: first.gpa.0,
+            second: second.map(|piece| piece.gpa.0),
+            bytes: (first.bytes + second.map_or(0, |piece| piece.bytes)) as u32,
+            direction,
+            system: kind == AccessKind::System,
+        });
+    }
+
+    fn write_unnoted(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        kind: AccessKind,
+    ) -> Result<Pieces, Fault> {
+        let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, true))?;
+        let (low, high) = bytes.split_at(first.bytes);
+        self.write_piece(first.gpa, low);
+        if let Some(second) = second {
+            self.write_piece(second.gpa, high);
+        }
+        self.watch(kind, va, bytes.len(), true);
+        Ok((first, second))
+    }
+
     fn watch(&mut self, kind: AccessKind, va: u64, bytes: usize, write: bool) {
         if let Some(watched) = self.watched.as_mut().filter(|_| kind == AccessKind::Data) {
             watched.push((va, bytes as u64, write));
@@ -47,6 +98,7 @@ impl SysBus for Soft {
             self.read_piece(second.gpa, high);
         }
         self.watch(kind, va, bytes.len(), false);
+        self.note(kind, va, (first, second), Direction::Read);
         Ok(())
     }
 
@@ -57,14 +109,33 @@ impl SysBus for Soft {
         bytes: &[u8],
         kind: AccessKind,
     ) -> Result<(), Fault> {
-        let (first, second) = self.pieces(cpu, va, bytes.len(), access(cpu, kind, true))?;
-        let (low, high) = bytes.split_at(first.bytes);
-        self.write_piece(first.gpa, low);
-        if let Some(second) = second {
-            self.write_piece(second.gpa, high);
-        }
-        self.watch(kind, va, bytes.len(), true);
+        let pieces = self.write_unnoted(cpu, va, bytes, kind)?;
+        self.note(kind, va, pieces, Direction::Write);
         Ok(())
+    }
+
+    fn write_slots(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        slot: usize,
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
+        let pieces = self.write_unnoted(cpu, va, bytes, kind)?;
+        for offset in (0..bytes.len()).step_by(slot).rev() {
+            let at = va.wrapping_add(offset as u64);
+            self.note(kind, at, part(pieces, offset, slot), Direction::Write);
+        }
+        Ok(())
+    }
+
+    fn iterated(&mut self, iterations: u64, run: Option<&StringRun>) {
+        self.probed().iterate(iterations, run);
+    }
+
+    fn forget(&mut self) {
+        self.probe.forget();
     }
 
     fn prepare_write(
@@ -98,6 +169,7 @@ impl SysBus for Soft {
         if self.watched.is_some() || !self.ram.contains(piece.gpa, len as u64) {
             return Ok(None);
         }
+        self.probe.note_run(va, piece.gpa.gfn());
         if write {
             self.before_store(piece.gpa, len as u64);
         } else if let Err(error) = self.ram.prepare_read(piece.gpa.gfn()) {

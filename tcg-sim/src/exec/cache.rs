@@ -55,6 +55,10 @@ pub(crate) struct GuestCode<'a> {
     pub(crate) second: Option<Gfn>,
     /// Whether the frame is RAM, so that it can be watched.
     pub(crate) in_ram: bool,
+    /// See [`Request::stop`].
+    pub(crate) stop: Option<u16>,
+    /// Number of the first counter that the block may use.
+    pub(crate) first_slot: u32,
 }
 
 /// Translations.
@@ -94,6 +98,11 @@ impl CodeCache {
 
     pub(crate) fn find(&self, key: &BlockKey) -> Option<BlockId> {
         self.by_key.get(key).copied()
+    }
+
+    /// All blocks, those that may not be entered any more included.
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 
     pub(crate) fn block(&self, id: BlockId) -> &Block {
@@ -138,7 +147,9 @@ impl CodeCache {
             host,
             leave: self.code.gates().leave,
             first_site: self.sites.len() as u32,
+            stop: guest.stop,
             decoder_options: self.decoder_options,
+            first_slot: guest.first_slot,
         })?;
         self.code.append(&translation.code);
         self.translated += translation.insns.len() as u64;
@@ -168,11 +179,13 @@ impl CodeCache {
             second: guest.second,
             insns: translation.insns,
             host,
+            far: translation.far,
             near: translation.near,
             host_bytes: translation.code.len() as u32,
             chunks: translation.chunks,
             incoming: Vec::new(),
             valid: true,
+            facts: translation.facts,
         });
         self.sites.extend(translation.sites);
         if guest.in_ram {

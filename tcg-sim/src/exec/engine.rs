@@ -1,22 +1,25 @@
 //! The engine: a vCPU that translates.
 
 use super::access::Owed;
+use super::arrive::Search;
 use super::cache::CodeCache;
 use super::counters::EngineCounters;
 use super::soft::Soft;
 use super::traps;
+use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
-use crate::jit::mode::Mode;
+use crate::jit::mode::{Mode, TLB_CLASSES};
 use crate::mmu::is_canonical;
 use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
-use machine::cpuid::CpuidTable;
+use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -76,6 +79,8 @@ pub struct Engine {
     pub(super) cpu: CpuState,
     pub(super) soft: Soft,
     pub(super) mode: Mode,
+    /// The mode that last used the branch cache of each class.
+    table_modes: [Mode; TLB_CLASSES],
     /// Steps at which the budget in the state block is zero.
     pub(super) deadline: u64,
     pub(super) rep_iterations: u64,
@@ -106,6 +111,8 @@ pub struct Engine {
     /// Data breakpoints hit by the executing instruction.
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
+    /// The state that is looked for.
+    pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
 }
 
@@ -123,7 +130,7 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = host_vendor();
+        let vendor = vendor_of(&cpuid);
         let decoder_options = if vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
@@ -138,6 +145,7 @@ impl Engine {
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
+            table_modes: [Mode::of(&cpu); TLB_CLASSES],
             cpu,
             soft: Soft::new(ram, cpuid, cache, vendor),
             deadline: 0,
@@ -156,6 +164,7 @@ impl Engine {
             breakpoints: ([0; 4], 0),
             watch_hits: 0,
             options,
+            search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
     }
@@ -172,6 +181,44 @@ impl Engine {
     /// Drops every translation and cached address, which the guest cannot notice (E7).
     pub fn drop_caches(&mut self) {
         self.soft.reset();
+    }
+
+    /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
+    /// cannot notice.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        let (position, cr3) = (self.here(), self.cpu.cr3);
+        self.soft.probed().choose(instruments, position, cr3);
+        // Translations are others now, and the trace is told of mappings when they are cached.
+        self.soft.flush_all();
+    }
+
+    /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
+    pub fn counts(&mut self) -> Counts {
+        self.soft.probed().counts()
+    }
+
+    /// Completes the memory trace, if there is one; counts go on.
+    ///
+    /// # Errors
+    /// What the sink of the trace says.
+    pub fn finish_trace(&mut self) -> io::Result<()> {
+        let position = self.here();
+        self.soft.probed().finish(position)
+    }
+
+    /// Notes that the run may come back to here.
+    pub(crate) fn mark_instruments(&mut self) {
+        self.soft.probed().mark();
+    }
+
+    /// Forgets what was learned since the last mark, and the mark.
+    pub(crate) fn rewind_instruments(&mut self) {
+        self.soft.probed().go_back();
+    }
+
+    /// Forgets the oldest mark.
+    pub(crate) fn settle_instruments(&mut self) {
+        self.soft.probed().settle();
     }
 
     pub(super) fn env(&mut self) -> &mut Env {
@@ -197,9 +244,7 @@ impl Engine {
     pub(super) fn pull(&mut self) {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
-        let (low, overflow) = (core.flags >> 8 & 0xd5, (core.flags & 1) << 11);
-        self.cpu.rflags =
-            low | overflow | core.system_flags | core.interrupt_flag | core.direction_flag;
+        self.cpu.rflags = core.rflags();
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -224,13 +269,17 @@ impl Engine {
             || self.cpu.rflags & rflags::TF != 0
             || alignment_checked
             || sys::debug::watches_code(&self.cpu, self.cpu.rip)
+            // Has no tables of its own.
+            || self.mode.is_compat() && self.mode.cpl() != 3
     }
 
     /// After anything that may have changed mode bits or the address space.
     pub(super) fn refresh_mode(&mut self) {
         let mode = Mode::of(&self.cpu);
         if mode != self.mode {
-            if mode.needs_branch_flush(self.mode) {
+            // Cached branch targets are translations for the mode that last used their table.
+            let last = &mut self.table_modes[mode.class() as usize];
+            if std::mem::replace(last, mode) != mode {
                 self.soft.flush_branches();
             }
             self.mode = mode;
@@ -241,11 +290,15 @@ impl Engine {
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
         self.soft.counters.events += 1;
-        let alive = sys::deliver(&mut self.cpu, &mut self.soft, event).is_ok();
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
+        let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
+        if let Ok(delivered) = &delivered {
+            self.soft.probed().deliver(&event, delivered);
+        }
         self.cpu.shadow = Shadow::None;
         self.push();
         self.refresh_mode();
-        alive
+        delivered.is_ok()
     }
 
     /// Delivers the fault of the instruction at `cpu.rip`; takes one step.
@@ -272,10 +325,14 @@ impl Engine {
                 source: Box::new(source),
             });
         }
+        if let Some(source) = self.soft.probe.failure() {
+            let operation = "keeping the memory trace";
+            return Err(VcpuError::Host { operation, source });
+        }
         if self.cpu.activity == Activity::Shutdown {
             return Ok(Some(Exit::Shutdown));
         }
-        if until.is_some_and(|until| self.here() >= until) {
+        if self.has_arrived() || until.is_some_and(|until| self.here() >= until) {
             return Ok(Some(Exit::Reached));
         }
         if self.window_requested && self.window_open() {
@@ -334,19 +391,20 @@ impl Engine {
 
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
+        let allowed = self.soft.probed().allow(steps);
         if steps == 0 || self.stepping_needed() {
             self.set_budget(steps.max(1));
             return self.step_one(rep_limit);
         }
         // A shadow ends after one instruction, and what it hid must be seen then.
         let shadowed = self.cpu.shadow != Shadow::None && self.window_requested;
-        self.set_budget(if shadowed { 1 } else { steps.min(QUANTUM) });
+        self.set_budget(if shadowed { 1 } else { allowed.min(QUANTUM) });
         let (shadow, resume_flag, start) =
-            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.steps());
+            (self.cpu.shadow, self.cpu.rflags & rflags::RF, self.here());
         self.cpu.shadow = Shadow::None;
         self.cpu.rflags &= !rflags::RF;
         let left = self.run_blocks()?;
-        if self.steps() == start && matches!(left, Left::Boundary) {
+        if self.here() == start && matches!(left, Left::Boundary) {
             // Nothing ran: both still hold.
             self.cpu.shadow = shadow;
             self.cpu.rflags |= resume_flag;
@@ -373,6 +431,7 @@ impl Engine {
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
         self.env().core.resume = near;
+        self.soft.probed().page(page_base);
         loop {
             self.soft.code_changed = false;
             self.enter();
@@ -380,10 +439,10 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    if self.env().core.budget <= 0
+                    let over = self.env().core.budget <= 0
                         || self.soft.ram_error.is_some()
-                        || sys::debug::watches_code(&self.cpu, rip)
-                    {
+                        || sys::debug::watches_code(&self.cpu, rip);
+                    if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
                     block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
@@ -392,6 +451,7 @@ impl Engine {
                     };
                     let near = self.soft.cache.block(block).near;
                     self.env().core.page_base = rip & !0xfff;
+                    self.soft.probed().page(rip & !0xfff);
                     self.env().core.resume = near;
                 }
                 Next::Left(left) => return Ok(left),
@@ -432,8 +492,23 @@ impl Engine {
                 instruction,
                 resume,
             } => self.handle_execute(site, &instruction, resume),
-            SiteKind::Goto { target, link } => Ok(self.handle_goto(target, link)),
+            SiteKind::Goto {
+                target,
+                link,
+                taken,
+            } => {
+                self.soft.probe.note_taken(taken);
+                Ok(self.handle_goto(target, link))
+            }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
+            SiteKind::Stop { resume } => {
+                let offset = self.soft.cache.block(site.block).key.offset;
+                let rip = self.env().core.page_base.wrapping_add(u64::from(offset));
+                Ok(match self.arrives_at(rip) {
+                    true => Next::Left(Left::Boundary),
+                    false => Next::Resume(resume),
+                })
+            }
             SiteKind::Budget => {
                 self.soft.counters.budget_ends += 1;
                 let block = self.soft.cache.block(site.block);
@@ -456,6 +531,8 @@ impl Engine {
         if counted {
             self.add_steps(-unused);
         }
+        let index = usize::from(site.index);
+        self.soft.probed().rewind(site.block, index);
         self.cpu.rip = self
             .env()
             .core
@@ -466,9 +543,13 @@ impl Engine {
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
         self.soft.counters.gotos += 1;
         let rip = self.env().core.page_base.wrapping_add_signed(target);
+        let rip = self.instruction_address(rip);
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
+        if self.arrives_at(rip) {
+            return Next::Go(rip);
+        }
         let flushes = self.soft.cache.flushes;
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
@@ -497,6 +578,7 @@ impl Engine {
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
             self.owed = None;
+            self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
             }
@@ -504,12 +586,12 @@ impl Engine {
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         let watched = sys::debug::watches_code(&self.cpu, rip);
-        if one_step || watched || self.env().core.budget <= 0 {
+        if one_step || watched || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
-                let host = self.soft.cache.block(block).host;
+                let host = self.soft.cache.block(block).far;
                 let published = self.soft.is_published(block);
                 if published {
                     self.soft.cache_branch(self.mode, rip, block);
@@ -554,6 +636,14 @@ impl Engine {
         Ok(Next::Left(self.deliver_fault(fault)))
     }
 
+    /// An address of code: 32 bits in compatibility mode.
+    pub(super) fn instruction_address(&self, rip: u64) -> u64 {
+        match self.mode.is_compat() {
+            true => rip & 0xffff_ffff,
+            false => rip,
+        }
+    }
+
     pub(super) fn limit(&mut self, what: String) -> VcpuError {
         let rip = self.cpu.rip;
         let bytes = self.soft.peek_code(&self.cpu.clone(), rip);
@@ -583,12 +673,11 @@ impl Soft {
     }
 }
 
-fn host_vendor() -> Vendor {
-    let leaf = std::arch::x86_64::__cpuid(0);
-    // "GenuineIntel" and the designs derived from it; all others follow AMD.
-    if leaf.ebx == 0x756e_6547 {
-        Vendor::Intel
-    } else {
-        Vendor::Amd
+/// Whose rules hold for guests with this table: those of the maker it names. A table that names none
+/// that is known gets the host's, as its undefined results are the host's anyway.
+fn vendor_of(table: &CpuidTable) -> Vendor {
+    match table.maker().unwrap_or_else(Maker::of_host) {
+        Maker::Intel => Vendor::Intel,
+        Maker::Amd => Vendor::Amd,
     }
 }

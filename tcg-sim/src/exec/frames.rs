@@ -19,7 +19,7 @@ const SHARED_TABLE: u8 = 16;
 
 /// Tables of several address spaces lead to a table.
 const SEVERAL: u32 = u32::MAX;
-/// Moves after which a table counts as shared.
+/// Moves after which a table counts as shared: one that is used anew elsewhere is stored to between.
 const MOVES: u8 = 8;
 
 /// Stores to a table without a walk through it after which it counts as ordinary memory again.
@@ -31,7 +31,7 @@ struct Frame {
     /// Level of the table, 1 (holds 4 KiB leaves) to 4.
     level: u8,
     idle_stores: u8,
-    /// How often the table was found at another level or linear base.
+    /// How often the table was found at another level or linear base since it was last stored to.
     moves: u8,
     /// Number of the root table's frame, or [`SEVERAL`].
     root: u32,
@@ -192,10 +192,66 @@ impl Frames {
     pub(crate) fn table_idles(&mut self, gfn: Gfn) -> bool {
         let frame = &mut self.0[gfn.0 as usize];
         frame.idle_stores += 1;
+        frame.moves = 0;
         if frame.idle_stores >= TABLE_IDLE_STORES {
             frame.flags &= !(TABLE | SHARED_TABLE);
             return true;
         }
         false
+    }
+
+    /// The frame is no table any more, since all of it is stored to.
+    pub(crate) fn unmark_table(&mut self, gfn: Gfn) {
+        self.0[gfn.0 as usize].flags &= !(TABLE | SHARED_TABLE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE_FRAME: Gfn = Gfn(3);
+
+    #[test]
+    fn a_store_to_a_table_makes_the_pages_of_its_entry_stale() {
+        let mut frames = Frames::new(8);
+        let root = Gfn(1);
+        frames.mark_table(TABLE_FRAME, 1, 0xffff_8000_0040_3000, root);
+        let pages = |start: u64, end: u64, root| Dependents::Pages {
+            range: start..end,
+            root,
+        };
+        assert_eq!(
+            frames.table_store(TABLE_FRAME, 2),
+            pages(0xffff_8000_0040_2000, 0xffff_8000_0040_3000, Some(root))
+        );
+        frames.mark_table(TABLE_FRAME, 1, 0xffff_8000_0040_0000, Gfn(2));
+        assert_eq!(
+            frames.table_store(TABLE_FRAME, 0),
+            pages(0xffff_8000_0040_0000, 0xffff_8000_0040_1000, None)
+        );
+        frames.mark_table(root, 4, 0x1000, root);
+        assert_eq!(
+            frames.table_store(root, 511),
+            pages(0xffff_ff80_0000_0000, 0, Some(root))
+        );
+    }
+
+    #[test]
+    fn a_table_that_moves_without_a_store_is_shared_and_one_that_is_stored_to_is_not() {
+        for stored in [true, false] {
+            let mut frames = Frames::new(8);
+            for round in 0..100u64 {
+                let va = round << 30;
+                let (_, moved) = frames.mark_table(TABLE_FRAME, 1, va, Gfn(1));
+                let expected = round != 0 && (stored || round <= u64::from(MOVES));
+                assert_eq!(moved.is_some(), expected, "round {round}, stored {stored}");
+                if stored {
+                    frames.table_idles(TABLE_FRAME);
+                }
+            }
+            let all = frames.table_store(TABLE_FRAME, 0) == Dependents::All;
+            assert_eq!(all, !stored);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! The runtime around translated code.
 
 mod access;
+mod arrive;
 mod bus;
-mod cache;
+pub(crate) mod cache;
 mod counters;
 mod direct;
 mod engine;
@@ -15,20 +16,18 @@ mod step;
 mod traps;
 mod vcpu;
 
+pub(crate) use arrive::Target;
 pub use counters::EngineCounters;
 pub use engine::{Engine, EngineOptions};
 
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;
 
-/// Refuses states that the engine cannot run: it does 64-bit mode.
+/// Refuses states that the engine cannot run: it does long mode.
 fn validate(state: &CpuState) -> Result<(), VcpuError> {
     let wrong = |what: &str| Err(VcpuError::InvalidState(what.into()));
     if state.cr0 & (cr0::PE | cr0::PG) != cr0::PE | cr0::PG || state.msrs.efer & efer::LMA == 0 {
-        return wrong("the engine runs 64-bit mode only: CR0.PE, CR0.PG and EFER.LMA must be set");
-    }
-    if !state.segs[1].long_mode() {
-        return wrong("the engine runs 64-bit mode only: CS.L must be set");
+        return wrong("the engine runs long mode only: CR0.PE, CR0.PG and EFER.LMA must be set");
     }
     if state.fpu.mxcsr & !fpu::mxcsr_mask() != 0 {
         return wrong("MXCSR has reserved bits set");

@@ -32,6 +32,8 @@ pub(super) fn memory_operand(
             }
         })
         .expect("every register has a value");
+    let compat = !cpu.segs[Seg::Cs as usize].long_mode();
+    let va = if compat { va & 0xffff_ffff } else { va };
     if is_canonical(va) && is_canonical(va.wrapping_add(bytes - 1)) {
         return Ok(va);
     }

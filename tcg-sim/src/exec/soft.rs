@@ -9,6 +9,7 @@ use super::counters::EngineCounters;
 use super::direct::Direct;
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
 use super::space::Space;
+use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
 use crate::jit::layout::{Env, tlb_index};
 use crate::jit::mode::Mode;
@@ -17,18 +18,39 @@ use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, wal
 use crate::sys::{Fault, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::ram::{PageBytes, Ram, RamError};
-use machine::state::CpuState;
+use machine::state::{CpuState, Seg};
 use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
 use std::sync::Arc;
 
 /// Address spaces whose TLBs are kept.
 const SPACES: usize = 8;
+/// Where blocks end early.
+#[derive(Default)]
+struct Watch {
+    /// Linear address; 0 at first, which is as good as any.
+    rip: u64,
+    /// The frames found under its page since it is watched.
+    frames: Vec<Gfn>,
+}
+
+impl Watch {
+    /// Whether `gfn` is a frame under the watched page, seen now for the first time.
+    fn misses(&self, rip: u64, gfn: Gfn) -> bool {
+        (self.rip ^ rip) < PAGE_BYTES && !self.frames.contains(&gfn)
+    }
+
+    fn offset_in(&self, gfn: Gfn) -> Option<u16> {
+        let offset = (self.rip % PAGE_BYTES) as u16;
+        self.frames.contains(&gfn).then_some(offset)
+    }
+}
+
 /// See the module.
 pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules the host follows where vendors differ.
+    /// Whose rules hold where vendors differ.
     pub(crate) vendor: Vendor,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
@@ -42,6 +64,9 @@ pub(crate) struct Soft {
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
     pub(crate) counters: EngineCounters,
+    /// Where blocks end early, because a state is looked for there.
+    watch: Watch,
+    pub(crate) probe: Probe,
 }
 
 /// One page's part of an access.
@@ -68,6 +93,17 @@ impl Soft {
             ram_error: None,
             watched: None,
             counters: EngineCounters::default(),
+            watch: Watch::default(),
+            probe: Probe::default(),
+        }
+    }
+
+    /// The instruments with what they work on.
+    pub(crate) fn probed(&mut self) -> Probed<'_> {
+        Probed {
+            probe: &mut self.probe,
+            cache: &self.cache,
+            core: &mut self.spaces[self.current].env.get_mut().core,
         }
     }
 
@@ -91,6 +127,7 @@ impl Soft {
         }
         let left = self.current;
         self.counters.space_switches += 1;
+        self.probed().space(cr3);
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
         let next = found.unwrap_or_else(|| self.replace_space(cr3));
@@ -107,7 +144,12 @@ impl Soft {
     /// tables have the same entries there and a walk would set no accessed bit in them.
     fn share_upper_half(&mut self, other: usize) {
         let (new, old) = (self.spaces[self.current].root(), self.spaces[other].root());
-        if self.spaces[self.current].upper_shared || !self.is_ram(new) || !self.is_ram(old) {
+        // A memory trace names each mapping when it is cached.
+        if self.spaces[self.current].upper_shared
+            || !self.probe.set().is_empty()
+            || !self.is_ram(new)
+            || !self.is_ram(old)
+        {
             return;
         }
         if self.ram.prepare_read(new).is_err() || self.ram.prepare_read(old).is_err() {
@@ -174,6 +216,7 @@ impl Soft {
     /// Forgets everything derived from RAM or paging state.
     pub(crate) fn reset(&mut self) {
         self.flush_all();
+        self.probed().clear();
         self.cache.clear();
         self.frames.clear();
     }
@@ -276,6 +319,11 @@ impl Soft {
 
     fn before_table_store(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
+        if bytes == PAGE_BYTES {
+            let all = self.frames.table_dependents(gfn);
+            self.forget(all, true);
+            return self.frames.unmark_table(gfn);
+        }
         for address in (gpa.0 & !7..gpa.0 + bytes).step_by(8) {
             let old = self.read_u64(GuestPhys(address));
             if old & 1 != 0 {
@@ -363,6 +411,7 @@ impl Soft {
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
         let cached = self.is_cached(page, mode, wrote);
         self.counters.slow_cached += u64::from(cached);
+        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -405,7 +454,7 @@ impl Soft {
     /// Caches a branch target of the current space.
     pub(crate) fn cache_branch(&mut self, mode: Mode, rip: u64, block: BlockId) {
         let block = self.cache.block(block);
-        let (host, straddles) = (block.host, block.second.is_some());
+        let (host, straddles) = (block.far, block.second.is_some());
         self.spaces[self.current].cache_branch(mode.class(), rip, host, straddles);
     }
 
@@ -432,16 +481,41 @@ impl Soft {
             return Err(Fault::GP0);
         }
         let gfn = self.fetch(cpu, rip)?;
+        if self.watch.misses(rip, gfn) {
+            self.split_at_watch(gfn);
+        }
         let key = BlockKey {
             gfn,
             offset: (rip % PAGE_BYTES) as u16,
             mode,
             limit,
+            instruments: self.probe.set(),
         };
         match self.cache.find(&key) {
             Some(id) if self.cache.block(id).second.is_none() => Ok(id),
             Some(id) => self.check_second(cpu, rip, key, id),
             None => self.make_block(cpu, rip, key),
+        }
+    }
+
+    /// Makes blocks end before `rip`, and begin there with a comparison, from the next one that is
+    /// looked up on: all that are known for its page are looked up anew.
+    pub(crate) fn watch_for(&mut self, rip: u64) {
+        if self.watch.rip != rip {
+            self.watch = Watch {
+                rip,
+                frames: Vec::new(),
+            };
+            self.flush_branches();
+        }
+    }
+
+    /// The frame is one that the watched address is fetched from: its blocks that hold the address go.
+    fn split_at_watch(&mut self, gfn: Gfn) {
+        self.watch.frames.push(gfn);
+        let offset = self.watch.rip % PAGE_BYTES;
+        if self.cache.invalidate(gfn, offset, 1, &mut self.frames) {
+            self.flush_branches();
         }
     }
 
@@ -453,10 +527,7 @@ impl Soft {
         key: BlockKey,
         id: BlockId,
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         if self.cache.block(id).second == Some(second) {
             return Ok(id);
@@ -469,6 +540,7 @@ impl Soft {
 
     fn make_block(&mut self, cpu: &CpuState, rip: u64, key: BlockKey) -> Result<BlockId, Fault> {
         if !self.cache.has_room() {
+            self.probed().clear();
             self.cache.clear();
             self.frames.clear_code();
             self.flush_branches();
@@ -486,10 +558,13 @@ impl Soft {
             bytes: &page[usize::from(key.offset)..],
             second: None,
             in_ram,
+            stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         match self.cache.translate(key, &guest, &mut self.frames) {
             Ok((id, writers)) => {
                 writers.into_iter().for_each(|w| self.revoke(w));
+                self.instrumented(id);
                 Ok(id)
             }
             Err(NoTranslation::TooLong) => Err(Fault::GP0),
@@ -511,10 +586,7 @@ impl Soft {
         rip: u64,
         key: BlockKey,
     ) -> Result<BlockId, Fault> {
-        let next = next_page(rip);
-        if !is_canonical(next) {
-            return Err(Fault::GP0);
-        }
+        let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
         let mut bytes = self.code_page(key.gfn)[usize::from(key.offset)..].to_vec();
         bytes.extend(&self.code_page(second)[..15]);
@@ -523,13 +595,24 @@ impl Soft {
             bytes: &bytes,
             second: in_ram.then_some(second),
             in_ram,
+            stop: self.watch.offset_in(key.gfn),
+            first_slot: self.probe.next_slot(),
         };
         let (id, writers) = self
             .cache
             .translate(key, &guest, &mut self.frames)
             .map_err(|_| Fault::GP0)?;
         writers.into_iter().for_each(|w| self.revoke(w));
+        self.instrumented(id);
         Ok(id)
+    }
+
+    /// Gives a new block the counters that it uses.
+    fn instrumented(&mut self, id: BlockId) {
+        let slots = self.cache.block(id).facts.as_ref().map(|f| f.slots.len());
+        if let Some(slots) = slots {
+            self.probed().translated(slots);
+        }
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.
@@ -578,7 +661,8 @@ impl Soft {
         self.direct.write(gpa, from);
     }
 
-    /// Translates an access that may cross a page boundary. The lower page faults first.
+    /// Translates an access that may cross a page boundary. The lower page faults first. In
+    /// compatibility mode addresses wrap at 4 GiB (seen on an Intel processor, family 6 model 207).
     ///
     /// # Errors
     /// The fault of the access; the caller turns #GP into #SS for stack accesses.
@@ -604,7 +688,9 @@ impl Soft {
                 None,
             ));
         }
-        let second = self.translate(cpu, last & !(PAGE_BYTES - 1), access)?;
+        let wraps = !cpu.segs[Seg::Cs as usize].long_mode() && va >> 32 == 0 && last >> 32 != 0;
+        let next = if wraps { 0 } else { last & !(PAGE_BYTES - 1) };
+        let second = self.translate(cpu, next, access)?;
         Ok((
             Piece {
                 gpa: first.gpa,
@@ -621,8 +707,15 @@ impl Soft {
 /// What is read where nothing is.
 const ABSENT: PageBytes = [0xff; PAGE_BYTES as usize];
 
-fn next_page(rip: u64) -> u64 {
-    (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES)
+/// The page behind an instruction's; #GP where code cannot be (SDM vol. 3, 5.3).
+fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
+    let next = (rip & !(PAGE_BYTES - 1)).wrapping_add(PAGE_BYTES);
+    let beyond_limit = mode.is_compat() && next >> 32 != 0;
+    if is_canonical(next) && !beyond_limit {
+        Ok(next)
+    } else {
+        Err(Fault::GP0)
+    }
 }
 
 impl PhysMem for Soft {

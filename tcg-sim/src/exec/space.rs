@@ -1,7 +1,7 @@
 //! What is cached of one address space: software TLBs, branch targets and fetches.
 
 use crate::jit::layout::{EnvBox, TLB_ENTRIES, ibtc_index, invalid_branch_tag};
-use crate::jit::mode::TlbClass;
+use crate::jit::mode::{TLB_CLASSES, TlbClass};
 use machine::units::{Gfn, PAGE_BYTES};
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ pub(super) struct Space {
     /// Linear page (plus one) and user bit to frame, for instruction fetches.
     fetches: Box<[(u64, Gfn); FETCHES]>,
     /// By class: entries of the indirect-branch cache that may be valid, each once.
-    branches: [Vec<u16>; 3],
+    branches: [Vec<u16>; TLB_CLASSES],
     /// Pages (hashed) that fetches or cached branch targets depend on.
     code_pages: Box<[u64; CODE_PAGE_BITS / 64]>,
 }

@@ -3,11 +3,12 @@
 use super::engine::{Engine, Left, Next, PendingRead};
 use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
 use super::operand::memory_operand;
+use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
-use crate::jit::translate::is_undefined;
+use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
 use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
 use iced_x86::{Instruction, Mnemonic};
-use machine::state::{CpuState, Shadow, cr0, cr4, efer, rflags};
+use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
@@ -43,6 +44,7 @@ impl Engine {
         }
         self.soft.counters.count_executed(instruction.mnemonic());
         self.pull();
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let instruction = self.at_its_address(instruction);
         let outcome = match self.execute(&instruction) {
             Ok(outcome) => outcome,
@@ -54,6 +56,9 @@ impl Engine {
         if outcome == Outcome::Next && !alone && self.may_resume(site) {
             self.rep_iterations = 0;
             self.push();
+            self.soft.probed().retire(Branch::of(&instruction));
+            let next = usize::from(site.index) + 1;
+            self.soft.probed().resume(site.block, next);
             self.add_steps(unused);
             return Ok(Next::Resume(resume));
         }
@@ -90,8 +95,13 @@ impl Engine {
     }
 
     fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
-        if is_undefined(instruction) {
+        if is_undefined(instruction)
+            || self.mode.is_compat() && !is_done_in_compat(instruction, self.mode)
+        {
             return Err(Fault::UD);
+        }
+        if let Some(segment) = odd_segment(instruction, self.mode) {
+            return Err(odd_fault(&self.cpu, segment));
         }
         let class = sys::fpu::classify(instruction);
         if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
@@ -99,18 +109,18 @@ impl Engine {
         }
         if let Some(result) = self.execute_fpu(instruction) {
             result?;
-            self.cpu.rip = instruction.next_ip();
+            self.cpu.rip = self.instruction_address(instruction.next_ip());
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
-        let limit = self.rep_limit;
+        let limit = self.rep_limit.min(self.iterations_to_target());
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
     }
 
     /// Accounts for what an instruction did and decides how the run goes on.
     fn finish(&mut self, instruction: &Instruction, outcome: Outcome) -> Result<Next, VcpuError> {
         match outcome {
-            Outcome::RepPartial { done } => self.rep_iterations += done,
+            Outcome::RepPartial { done } => self.iterated(done),
             Outcome::PortRead { port, size } => {
                 self.pending = Some(PendingRead::Port(*instruction));
                 return Ok(exit(Exit::PortRead {
@@ -123,8 +133,11 @@ impl Engine {
                 return Ok(exit(Exit::TimestampRead));
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
-            Outcome::PortWrite { retired: false, .. } => self.rep_iterations += 1,
-            _ => self.retire(),
+            Outcome::PortWrite { retired: false, .. } => {
+                self.soft.probed().iterate(1, None);
+                self.iterated(1);
+            }
+            _ => self.retire(Branch::of(instruction)),
         }
         if let Outcome::AddressSpace { .. } = outcome {
             self.soft.switch_space(self.cpu.cr3);
@@ -165,7 +178,16 @@ impl Engine {
         })
     }
 
-    fn retire(&mut self) {
+    /// A REP string instruction goes on at the next boundary. RF says so, as in hardware (SDM vol. 3,
+    /// 17.3.1.1): an interrupt there pushes it, and no instruction breakpoint is hit there. So the
+    /// saved registers alone, without a position, tell such a place from the start of the instruction.
+    pub(super) fn iterated(&mut self, iterations: u64) {
+        self.rep_iterations += iterations;
+        self.cpu.rflags |= rflags::RF;
+    }
+
+    fn retire(&mut self, branch: Option<Branch>) {
+        self.soft.probed().retire(branch);
         self.add_steps(1);
         self.rep_iterations = 0;
         self.retired = true;
@@ -237,6 +259,7 @@ impl Engine {
             Ok(block) => block,
             Err(fault) => return Ok(self.deliver_fault(fault)),
         };
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let page_base = self.cpu.rip & !0xfff;
         let near = self.soft.cache.block(block).near;
         self.env().core.page_base = page_base;
@@ -249,7 +272,9 @@ impl Engine {
                     self.pay();
                     self.cpu.rip = rip;
                     if !self.retired {
-                        self.retire();
+                        let facts = self.soft.cache.block(block).facts.as_ref();
+                        let branch = facts.and_then(|f| f.facts.insns[0].branch);
+                        self.retire(branch);
                     }
                     return Ok(Left::Boundary);
                 }
@@ -347,8 +372,13 @@ impl Engine {
             .prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
         let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.vendor == Vendor::Amd);
+        // Outside 64-bit mode there are eight XMM registers (SDM vol. 2, FXSAVE).
+        let written = match self.mode.is_compat() {
+            true => FXSAVE_WRITTEN - 8 * 16,
+            false => FXSAVE_WRITTEN,
+        };
         self.soft
-            .write(&self.cpu, va, &image[..FXSAVE_WRITTEN], AccessKind::Data)
+            .write(&self.cpu, va, &image[..written], AccessKind::Data)
     }
 
     fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
@@ -357,6 +387,7 @@ impl Engine {
         self.soft
             .read(&self.cpu, va, &mut image, AccessKind::Data)?;
         fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        let high = self.cpu.fpu.xmm;
         if !fpu::load_fxsave_image(
             &mut self.cpu.fpu,
             &image,
@@ -365,8 +396,21 @@ impl Engine {
         ) {
             return Err(Fault::GP0);
         }
+        if self.mode.is_compat() {
+            self.cpu.fpu.xmm[8..].copy_from_slice(&high[8..]);
+        }
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         Ok(())
+    }
+}
+
+/// The fault of an access through an odd segment: a null one is as in hardware; what else the engine
+/// does not do (limits, bases of CS, DS, ES and SS, read-only data) is #UD.
+fn odd_fault(cpu: &CpuState, segment: Seg) -> Fault {
+    match (cpu.segs[segment as usize].present(), segment) {
+        (false, Seg::Ss) => Fault::SS0,
+        (false, _) => Fault::GP0,
+        (true, _) => Fault::UD,
     }
 }
 

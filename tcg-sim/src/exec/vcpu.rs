@@ -1,7 +1,6 @@
 //! The engine behind the vCPU contract.
 
 use super::engine::{Engine, PendingRead};
-use super::step::{breakpoints, paging_bits};
 use super::{fpu, traps};
 use crate::sys::{self, Event, EventKind, Fault, Outcome};
 use machine::state::{Activity, CpuState, Shadow};
@@ -47,8 +46,12 @@ impl Vcpu for Engine {
             }
         };
         match outcome {
-            Ok(Outcome::RepPartial { done }) => self.rep_iterations += done,
+            Ok(Outcome::RepPartial { done }) => {
+                self.soft.probed().iterate(done, None);
+                self.iterated(done);
+            }
             Ok(_) => {
+                self.soft.probed().retire(None);
                 self.add_steps(1);
                 self.rep_iterations = 0;
             }
@@ -109,18 +112,8 @@ impl Vcpu for Engine {
 
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
         super::validate(state)?;
-        self.cpu = state.clone();
-        self.pending = None;
-        (self.step_alone, self.begun) = (false, false);
         self.soft.reset();
-        self.soft.switch_space(state.cr3);
-        self.paging_bits = paging_bits(state);
-        self.breakpoints = breakpoints(state);
-        self.push();
-        self.refresh_mode();
-        self.env().core.budget = 0;
-        self.deadline = position.steps.0;
-        self.rep_iterations = position.rep_iterations;
+        self.rewind_to(state, position);
         Ok(())
     }
 
@@ -140,5 +133,21 @@ impl Vcpu for Engine {
 
     fn kick_handle(&self) -> Arc<dyn Kick> {
         self.kick.clone()
+    }
+}
+
+impl Engine {
+    /// As [`Vcpu::load`] of a state that this engine was in, but keeps what is cached.
+    pub(crate) fn rewind_to(&mut self, state: &CpuState, position: Position) {
+        self.cpu = state.clone();
+        self.pending = None;
+        (self.step_alone, self.begun) = (false, false);
+        self.soft.switch_space(state.cr3);
+        self.push();
+        self.mode_changed();
+        self.env().core.budget = 0;
+        self.deadline = position.steps.0;
+        self.rep_iterations = position.rep_iterations;
+        self.soft.probed().moved(position, state.cr3);
     }
 }

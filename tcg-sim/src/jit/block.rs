@@ -1,6 +1,8 @@
 //! What the runtime knows about translated code.
 
 use super::mode::Mode;
+use crate::instrument::InstrumentSet;
+use crate::instrument::facts::{BlockFacts, Slot};
 use iced_x86::Instruction;
 use machine::units::Gfn;
 
@@ -47,11 +49,19 @@ pub(crate) enum SiteKind {
         target: i64,
         /// Host address of the displacement to patch, if links are allowed here.
         link: Option<u64>,
+        /// Whether a conditional branch was taken to get here.
+        taken: bool,
     },
     /// An indirect transfer; T0 is the target. `undo_rsp` restores RSP if the target is invalid.
     Indirect {
         /// What to add to RSP to undo the instruction.
         undo_rsp: i32,
+    },
+    /// The page and the general-purpose registers are those that are looked for; nothing of the block
+    /// was executed. Continues at `resume`.
+    Stop {
+        /// Host address after the comparison.
+        resume: u64,
     },
     /// The block needs more steps than the budget has; nothing of it was executed.
     Budget,
@@ -90,6 +100,17 @@ pub(crate) struct BlockKey {
     pub(crate) mode: Mode,
     /// Most instructions it may hold.
     pub(crate) limit: u8,
+    /// What it notes.
+    pub(crate) instruments: InstrumentSet,
+}
+
+/// What the instruments know of a block.
+#[derive(Debug)]
+pub(crate) struct Instrumented {
+    pub(crate) facts: BlockFacts,
+    /// Its counters, consecutive from `first_slot`.
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) first_slot: u32,
 }
 
 /// A translated superblock.
@@ -101,8 +122,10 @@ pub(crate) struct Block {
     pub(crate) second: Option<Gfn>,
     /// Instructions in order of execution.
     pub(crate) insns: Vec<Insn>,
-    /// Host address of the first byte (the far entry).
+    /// Host address of the first byte.
     pub(crate) host: u64,
+    /// Host address for entries from anywhere, with the linear address in T0.
+    pub(crate) far: u64,
     /// Host address for entries from the same page.
     pub(crate) near: u64,
     /// Bytes of host code.
@@ -113,6 +136,8 @@ pub(crate) struct Block {
     pub(crate) incoming: Vec<(u64, u64)>,
     /// Whether it may still be entered.
     pub(crate) valid: bool,
+    /// For the instruments, where there are any.
+    pub(crate) facts: Option<Box<Instrumented>>,
 }
 
 impl Block {

@@ -7,7 +7,7 @@
 //! which is why [`EnvBox`] leaves room there.
 #![expect(unsafe_code, reason = "owns the memory that translated code addresses")]
 
-use crate::jit::mode::TlbClass;
+use crate::jit::mode::{TLB_CLASSES, TlbClass};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -16,6 +16,8 @@ use std::ptr::NonNull;
 pub(crate) const TLB_ENTRIES: usize = 1024;
 /// Entries of each indirect-branch cache, a power of two.
 pub(crate) const IBTC_ENTRIES: usize = 8192;
+/// No page has this address, negated: it is not a multiple of the page size.
+pub(crate) const NO_STOP: u64 = 1;
 /// Bytes from the start of [`Env`] to the address in RSP.
 const BASE: usize = 140;
 /// Room below the block for signal frames of handlers without an alternate stack.
@@ -55,16 +57,16 @@ pub(crate) struct StackSlot {
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(crate) struct Core {
-    /// The first bytes are below the reach of the eight-bit displacements.
-    _below: [u8; 16],
-    pub(crate) slots: [StackSlot; 3],
+    /// The first slot is below the reach of the eight-bit displacements.
+    pub(crate) slots: [StackSlot; TLB_CLASSES],
     /// Masks for the one-slot check by log2 of the size: zero iff in page and aligned.
     pub(crate) slot_mask: [u64; 5],
     /// Maskable-interrupt flag as it stands in RFLAGS (0 or 0x200).
     pub(crate) interrupt_flag: u64,
     /// Direction flag as it stands in RFLAGS (0 or 0x400).
     pub(crate) direction_flag: u64,
-    _spare: u64,
+    /// Host address of the instruments' counters.
+    pub(crate) counters: u64,
     /// `call` and signal-free scratch: nothing may live here.
     _scratch: [u8; 16],
     // Reach of positive eight-bit displacements starts here (offset +4).
@@ -74,8 +76,7 @@ pub(crate) struct Core {
     pub(crate) r15: u64,
     /// Guest-linear address of the page that executes.
     pub(crate) page_base: u64,
-    /// Steps left; negative after a block entry that must not run.
-    pub(crate) budget: i64,
+    pub(crate) r9: u64,
     pub(crate) tlb_mask: u64,
     pub(crate) ibtc_mask: u64,
     pub(crate) fs_base: u64,
@@ -95,7 +96,8 @@ pub(crate) struct Core {
     pub(crate) rdi: u64,
     pub(crate) rbp: u64,
     pub(crate) r8: u64,
-    pub(crate) r9: u64,
+    /// Steps left; negative after a block entry that must not run.
+    pub(crate) budget: i64,
     pub(crate) r12: u64,
     pub(crate) r13: u64,
     pub(crate) rsp: u64,
@@ -121,6 +123,12 @@ pub(crate) struct Core {
     pub(crate) bit_mask64: u64,
     /// All arithmetic flags of a host RFLAGS image.
     pub(crate) oszapc_mask: u64,
+    /// Negated address of the page of the state that is looked for, or [`NO_STOP`].
+    pub(crate) stop_page: u64,
+    /// Negated general-purpose registers of that state, in encoding order.
+    pub(crate) stop_gpr: [u64; 16],
+    /// Where the memory trace goes on.
+    pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.
     pub(crate) bounce: Bounce,
     pub(crate) xmm: [u128; 16],
@@ -141,8 +149,8 @@ pub(crate) struct FxArea(pub(crate) [u8; 512]);
 #[repr(C)]
 pub(crate) struct Env {
     pub(crate) core: Core,
-    pub(crate) tlb: [Tlb; 3],
-    pub(crate) ibtc: [Ibtc; 3],
+    pub(crate) tlb: [Tlb; TLB_CLASSES],
+    pub(crate) ibtc: [Ibtc; TLB_CLASSES],
 }
 
 /// Displacement of a [`Core`] field from RSP.
@@ -233,7 +241,7 @@ impl Env {
             tlb.read_tag = INVALID_TAGS;
             tlb.write_tag = INVALID_TAGS;
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 
     /// Forgets which pages may be written directly.
@@ -241,7 +249,7 @@ impl Env {
         for tlb in &mut self.tlb {
             tlb.write_tag = INVALID_TAGS;
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 
     /// Forgets what is cached of one linear page.
@@ -251,7 +259,7 @@ impl Env {
             tlb.read_tag[index] = invalid_tag(index);
             tlb.write_tag[index] = invalid_tag(index);
         }
-        self.core.slots = [EMPTY_SLOT; 3];
+        self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
 }
 
@@ -262,6 +270,12 @@ impl Core {
             self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi,
             self.r8, self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
         ]
+    }
+
+    /// RFLAGS, RF apart.
+    pub(crate) fn rflags(&self) -> u64 {
+        let (low, overflow) = (self.flags >> 8 & 0xd5, (self.flags & 1) << 11);
+        low | overflow | self.system_flags | self.interrupt_flag | self.direction_flag
     }
 
     /// Replaces the sixteen general-purpose registers.
@@ -316,6 +330,7 @@ impl EnvBox {
         core.bit_mask32 = 31;
         core.bit_mask64 = 63;
         core.oszapc_mask = machine::state::rflags::OSZAPC;
+        core.stop_page = NO_STOP;
         this
     }
 
@@ -356,7 +371,7 @@ unsafe impl Send for EnvBox {}
 const _: () = {
     assert!(BASE % 64 == 12, "RSP must shift by the page shift");
     assert!(offset_of!(Core, r10) == BASE + 4);
-    assert!(offset_of!(Core, slots) == 16);
+    assert!(offset_of!(Core, slots) == 0);
     assert!(offset_of!(Core, _scratch) == 128);
 };
 

@@ -1,44 +1,61 @@
 //! What a translation depends on besides the bytes of the guest code.
 
-use machine::state::{CpuState, cr0, cr4, rflags};
+use machine::state::{CpuState, Seg, Segment, cr0, cr4, rflags};
 
-/// Which software TLB the accesses of a privilege level use.
+/// Number of [`TlbClass`]es.
+pub(crate) const TLB_CLASSES: usize = 4;
+
+/// Which software TLB and branch cache a mode uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum TlbClass {
+    /// Compatibility mode at CPL 3.
+    UserCompat = 0,
     /// CPL 0 to 2, allowed to touch user pages.
-    Supervisor = 0,
-    /// CPL 3.
-    User = 1,
+    Supervisor = 1,
+    /// 64-bit mode at CPL 3.
+    User = 2,
     /// CPL 0 to 2 while SMAP forbids user pages.
-    SupervisorSmap = 2,
+    SupervisorSmap = 3,
 }
 
 /// Mode bits of a translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Mode(u16);
+pub(crate) struct Mode(u32);
 
 impl Mode {
-    const CPL: u16 = 3;
-    const SMAP: u16 = 1 << 2;
-    const TASK_SWITCHED: u16 = 1 << 3;
-    const EMULATION: u16 = 1 << 4;
-    const NO_SSE: u16 = 1 << 5;
-    const MONITOR_COPROCESSOR: u16 = 1 << 6;
+    const CPL: u32 = 3;
+    const SMAP: u32 = 1 << 2;
+    const TASK_SWITCHED: u32 = 1 << 3;
+    const EMULATION: u32 = 1 << 4;
+    const NO_SSE: u32 = 1 << 5;
+    const MONITOR_COPROCESSOR: u32 = 1 << 6;
     /// IOPL allows CLI and STI at CPL 3.
-    const IO_PRIVILEGE: u16 = 1 << 7;
-    const ONE_STEP: u16 = 1 << 8;
-    /// The part that selects tables which are not flushed when it changes.
-    const CLASS: u16 = Self::CPL | Self::SMAP | Self::ONE_STEP | Self::IO_PRIVILEGE;
+    const IO_PRIVILEGE: u32 = 1 << 7;
+    const ONE_STEP: u32 = 1 << 8;
+    /// Compatibility mode: CS.L is 0.
+    const COMPAT: u32 = 1 << 9;
+    /// Compatibility mode, and CS is not a flat 32-bit segment.
+    const ODD_CODE: u32 = 1 << 10;
+    /// Compatibility mode, and the segment register of this number is not flat and writable (FS and GS
+    /// may have a base).
+    const ODD_SEGMENT: u32 = 1 << 16;
 
     /// The mode bits of a CPU state.
     pub(crate) fn of(cpu: &CpuState) -> Self {
-        let cpl = u16::from(cpu.cpl());
+        let cpl = u32::from(cpu.cpl());
         let smap = cpl != 3 && cpu.cr4 & cr4::SMAP != 0 && cpu.rflags & rflags::AC == 0;
         let iopl = (cpu.rflags & rflags::IOPL) >> 12;
-        let bit = |condition: bool, bit: u16| if condition { bit } else { 0 };
+        let bit = |condition: bool, bit: u32| if condition { bit } else { 0 };
+        let segments = if cpu.segs[Seg::Cs as usize].long_mode() {
+            0
+        } else {
+            segment_bits(cpu)
+        };
         Self(
-            cpl | bit(smap, Self::SMAP)
+            segments
+                | cpl
+                | bit(smap, Self::SMAP)
                 | bit(cpu.cr0 & cr0::TS != 0, Self::TASK_SWITCHED)
                 | bit(cpu.cr0 & cr0::EM != 0, Self::EMULATION)
                 | bit(cpu.cr0 & cr0::MP != 0, Self::MONITOR_COPROCESSOR)
@@ -57,14 +74,10 @@ impl Mode {
         self.0 & Self::ONE_STEP != 0
     }
 
-    /// Whether the two differ in more than what has tables of its own.
-    pub(crate) fn needs_branch_flush(self, other: Self) -> bool {
-        (self.0 ^ other.0) & !Self::CLASS != 0
-    }
-
     /// Which tables accesses and branches use.
     pub(crate) fn class(self) -> TlbClass {
         match (self.0 & Self::CPL, self.0 & Self::SMAP != 0) {
+            (3, _) if self.is_compat() => TlbClass::UserCompat,
             (3, _) => TlbClass::User,
             (_, true) => TlbClass::SupervisorSmap,
             (_, false) => TlbClass::Supervisor,
@@ -76,6 +89,28 @@ impl Mode {
         (self.0 & Self::CPL) as u8
     }
 
+    /// Whether this is compatibility mode.
+    pub(crate) fn is_compat(self) -> bool {
+        self.0 & Self::COMPAT != 0
+    }
+
+    /// Whether code runs in a segment that the engine does not do: 16-bit, with a base or a limit.
+    pub(crate) fn has_odd_code(self) -> bool {
+        self.0 & Self::ODD_CODE != 0
+    }
+
+    /// Whether accesses through a segment register need more than its base added.
+    pub(crate) fn is_odd(self, segment: Seg) -> bool {
+        self.0 & (Self::ODD_SEGMENT << segment as u32) != 0
+    }
+
+    /// Whether any of CS, DS, ES and SS is odd.
+    pub(crate) fn has_odd_plain_segment(self) -> bool {
+        [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds]
+            .into_iter()
+            .any(|segment| self.is_odd(segment))
+    }
+
     /// Whether CLI and STI are allowed.
     pub(crate) fn io_privilege(self) -> bool {
         self.0 & Self::IO_PRIVILEGE != 0
@@ -83,10 +118,41 @@ impl Mode {
 
     /// CR0.EM, TS and MP and CR4.OSFXSR, which say what the floating-point units may do.
     pub(crate) fn unit_controls(self) -> (u64, u64) {
-        let bit = |flag: u16, bit: u64| if self.0 & flag != 0 { bit } else { 0 };
+        let bit = |flag: u32, bit: u64| if self.0 & flag != 0 { bit } else { 0 };
         let cr0 = bit(Self::EMULATION, cr0::EM)
             | bit(Self::TASK_SWITCHED, cr0::TS)
             | bit(Self::MONITOR_COPROCESSOR, cr0::MP);
         (cr0, cr4::OSFXSR & !bit(Self::NO_SSE, cr4::OSFXSR))
     }
+}
+
+/// The mode bits of compatibility mode.
+fn segment_bits(cpu: &CpuState) -> u32 {
+    let code = &cpu.segs[Seg::Cs as usize];
+    let mut bits = Mode::COMPAT;
+    if !is_flat(code) || code.base != 0 || !code.default_32() {
+        bits |= Mode::ODD_CODE;
+    }
+    for segment in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
+        let state = &cpu.segs[segment as usize];
+        let usable = match segment {
+            Seg::Fs | Seg::Gs => is_flat_data(state),
+            Seg::Ss => is_flat_data(state) && state.base == 0 && state.default_32(),
+            Seg::Cs => is_flat(state) && state.base == 0 && state.kind() & 2 != 0,
+            _ => is_flat_data(state) && state.base == 0,
+        };
+        if !usable {
+            bits |= Mode::ODD_SEGMENT << segment as u32;
+        }
+    }
+    bits
+}
+
+fn is_flat(segment: &Segment) -> bool {
+    segment.present() && segment.limit == u32::MAX
+}
+
+/// Writable data that grows up.
+fn is_flat_data(segment: &Segment) -> bool {
+    is_flat(segment) && segment.kind() & 0xe == 2
 }

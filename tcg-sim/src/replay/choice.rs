@@ -5,11 +5,11 @@
 //! pages of the newest landmark; the one before it goes on collecting what changes since it.
 
 use super::run::Cursor;
-use machine::ram::{PageBytes, Ram, RamError, WriteObserver};
+use super::vcpu::ReplayVcpu;
+use machine::ram::{Before, PageBytes, Ram, RamError, WriteObserver};
 use machine::state::CpuState;
 use machine::units::{Gfn, PAGE_BYTES, Position};
-use machine::vcpu::Vcpu;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 /// The content that pages had at a landmark.
@@ -23,9 +23,9 @@ impl Undo {
 }
 
 impl WriteObserver for Undo {
-    fn before_first_write(&self, gfn: Gfn, before: &PageBytes) {
+    fn before_first_write(&self, gfn: Gfn, before: Before<'_>) {
         // Epochs start anew when a later landmark is given up; the oldest content is the right one.
-        self.pages().entry(gfn).or_insert_with(|| Box::new(*before));
+        self.pages().entry(gfn).or_insert_with(|| before.copy());
     }
 }
 
@@ -37,47 +37,59 @@ pub(super) struct Choice {
     undo: Arc<Undo>,
 }
 
+impl Choice {
+    fn pages(&self) -> u64 {
+        self.undo.pages().len() as u64
+    }
+}
+
 /// The landmarks that may still turn out wrong, oldest first.
 #[derive(Default)]
 pub(super) struct Choices {
-    stack: Vec<Choice>,
+    stack: VecDeque<Choice>,
+    /// Pages kept by all choices but the newest, whose number still grows.
+    kept_below: u64,
     /// Frames written in epochs that have ended.
     touched: BTreeSet<Gfn>,
 }
 
 impl Choices {
-    /// Keeps the state at which `vcpu` stands. Returns whether an older one had to be given up.
+    /// Keeps the state at which `vcpu` stands. Returns how many older ones had to be given up.
     pub(super) fn push(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
         (cpu, position, cursor): (CpuState, Position, Cursor),
         max_pages: u64,
-    ) -> bool {
+    ) -> u64 {
         let undo = Arc::new(Undo::default());
-        self.touched.extend(ram.begin_epoch(Some(undo.clone())));
+        self.touched
+            .extend(ram.begin_epoch(Some(undo.clone())).iter());
         vcpu.arm_write_tracking();
-        self.stack.push(Choice {
+        vcpu.mark();
+        self.kept_below += self.stack.back().map_or(0, Choice::pages);
+        self.stack.push_back(Choice {
             cpu,
             position,
             cursor,
             undo,
         });
-        let kept = self.stack.iter().map(|choice| choice.undo.pages().len());
-        let full = kept.sum::<usize>() as u64 > max_pages;
-        if full {
-            self.stack.remove(0);
+        let mut settled = 0;
+        while self.kept_below > max_pages {
+            self.kept_below -= self.stack.pop_front().map_or(0, |choice| choice.pages());
+            settled += 1;
+            vcpu.settle();
         }
-        full
+        settled
     }
 
     /// Takes the newest choice and makes RAM what it was there. The caller loads the registers.
     pub(super) fn pop(
         &mut self,
         ram: &Ram,
-        vcpu: &mut impl Vcpu,
+        vcpu: &mut impl ReplayVcpu,
     ) -> Result<Option<Choice>, RamError> {
-        let Some(choice) = self.stack.pop() else {
+        let Some(choice) = self.stack.pop_back() else {
             return Ok(None);
         };
         let pages = std::mem::take(&mut *choice.undo.pages());
@@ -85,12 +97,14 @@ impl Choices {
             ram.write(gfn.base(), &*page)?;
             vcpu.ram_written(gfn.base(), PAGE_BYTES);
         }
-        let below: Option<Arc<dyn WriteObserver>> = match self.stack.last() {
+        self.kept_below -= self.stack.back().map_or(0, Choice::pages);
+        let below: Option<Arc<dyn WriteObserver>> = match self.stack.back() {
             Some(choice) => Some(choice.undo.clone()),
             None => None,
         };
-        self.touched.extend(ram.begin_epoch(below));
+        self.touched.extend(ram.begin_epoch(below).iter());
         vcpu.arm_write_tracking();
+        vcpu.go_back();
         Ok(Some(choice))
     }
 

@@ -1,7 +1,13 @@
-//! The engine as a vCPU that replays.
+//! The engine as a vCPU that replays, with instruments.
 
-use super::vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
+use super::vcpu::{Arrival, Arrived, ReplayVcpu};
+use super::{Interval, Limits, ReplayError, Report, replay};
 use crate::Engine;
+use crate::exec::Target;
+use crate::instrument::{Counts, Instruments};
+use machine::checkpoint::CheckpointSource;
+use machine::ram::Ram;
+use machine::state::CpuState;
 use machine::units::Position;
 use machine::vcpu::VcpuError;
 
@@ -11,6 +17,62 @@ impl ReplayVcpu for Engine {
         arrival: &Arrival,
         until: Option<Position>,
     ) -> Result<Arrived, VcpuError> {
-        arrive_by_steps(self, arrival, until)
+        let Arrival { rip, gpr, rflags } = *arrival;
+        let exit = self.run_to_state(&Target { rip, gpr, rflags }, until)?;
+        Ok(exit.map_or(Arrived::Here, Arrived::Exit))
     }
+
+    fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.rewind_to(state, position);
+        Ok(())
+    }
+
+    fn mark(&mut self) {
+        self.mark_instruments();
+    }
+
+    fn go_back(&mut self) {
+        self.rewind_instruments();
+    }
+
+    fn settle(&mut self) {
+        self.settle_instruments();
+    }
+}
+
+/// What a replay with instruments came to. What they learned is to be trusted as far as the report
+/// says that the interval is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instrumented {
+    /// The verdict.
+    pub report: Report,
+    /// What was counted, if that was asked for.
+    pub counts: Option<Counts>,
+}
+
+/// [`replay`] on an engine with instruments. Where the recording has landmarks, what was learned on
+/// ways that turned out wrong is not in the result.
+///
+/// # Errors
+/// Those of [`replay`].
+pub fn replay_with(
+    engine: &mut Engine,
+    ram: &Ram,
+    interval: &Interval,
+    source: &dyn CheckpointSource,
+    limits: &Limits,
+    instruments: Instruments,
+) -> Result<Instrumented, ReplayError> {
+    let counted = instruments.counts();
+    engine.set_instruments(instruments);
+    let report = replay(engine, ram, interval, source, limits)?;
+    let finished = engine.finish_trace();
+    finished.map_err(|source| VcpuError::Host {
+        operation: "completing the memory trace",
+        source,
+    })?;
+    Ok(Instrumented {
+        report,
+        counts: counted.then(|| engine.counts()),
+    })
 }

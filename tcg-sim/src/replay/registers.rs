@@ -32,7 +32,7 @@ const GPR: [&str; 16] = [
 const SEGMENTS: [&str; 6] = ["ES", "CS", "SS", "DS", "FS", "GS"];
 
 /// The registers that differ, RIP first.
-pub(super) fn differences(expected: &CpuState, actual: &CpuState) -> Vec<RegisterDifference> {
+pub fn differences(expected: &CpuState, actual: &CpuState) -> Vec<RegisterDifference> {
     let pairs = named(expected).into_iter().zip(named(actual));
     pairs
         .filter(|((_, expected), (_, actual))| expected != actual)

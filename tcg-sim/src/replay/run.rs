@@ -152,7 +152,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     fn go_on_from(&mut self, choice: Choice) -> Way<()> {
         self.search.backtracks += 1;
         self.vcpu.request_interrupt_window(false);
-        self.vcpu.load(&choice.cpu, choice.position)?;
+        self.vcpu.rewind(&choice.cpu, choice.position)?;
         self.cursor = choice.cursor;
         self.halted = choice.cpu.activity == Activity::Halted;
         self.resolved.truncate(self.cursor.applied);

@@ -1,5 +1,6 @@
 //! What replay needs of a vCPU beyond [`Vcpu`].
 
+use machine::state::CpuState;
 use machine::units::Position;
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 
@@ -37,6 +38,25 @@ pub trait ReplayVcpu: Vcpu {
         arrival: &Arrival,
         until: Option<Position>,
     ) -> Result<Arrived, VcpuError>;
+
+    /// Goes back to a state that this vCPU was in, after RAM went back and it was told so by
+    /// [`Vcpu::ram_written`]. As [`Vcpu::load`], but what is cached may stay.
+    ///
+    /// # Errors
+    /// Those of [`Vcpu::load`].
+    fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.load(state, position)
+    }
+
+    /// Replay may come back to here ([`ReplayVcpu::go_back`]): what instruments have learned so far
+    /// is kept apart.
+    fn mark(&mut self) {}
+
+    /// What instruments have learned since the last mark that is left is void, and the mark with it.
+    fn go_back(&mut self) {}
+
+    /// Replay will not come back to the oldest mark.
+    fn settle(&mut self) {}
 }
 
 /// [`ReplayVcpu::run_to_arrival`] for any vCPU that counts, one step or iteration at a time.

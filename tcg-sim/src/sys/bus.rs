@@ -1,6 +1,7 @@
 //! The way from system semantics to memory.
 
 use super::Fault;
+use crate::instrument::Direction;
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 
@@ -36,6 +37,33 @@ pub enum Vendor {
     Intel,
 }
 
+/// One operand of a run of string elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringOperand {
+    /// Linear address of the first element processed.
+    pub va: u64,
+    /// Bytes of an element.
+    pub bytes: u8,
+    /// What is done to it.
+    pub direction: Direction,
+}
+
+/// String elements that were processed through [`SysBus::host_run`] pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringRun {
+    /// Operands in the order in which each iteration accesses them.
+    pub operands: [Option<StringOperand>; 2],
+    /// Addresses go down.
+    pub backward: bool,
+}
+
+impl StringRun {
+    /// The operands that there are.
+    pub fn parts(&self) -> impl Iterator<Item = StringOperand> {
+        self.operands.into_iter().flatten()
+    }
+}
+
 /// Linear memory, as the engine provides it. Addresses have been checked to be canonical from first
 /// to last byte; ranges are at most two pages long and may cross a page boundary, also from the top
 /// of the address space to 0.
@@ -67,6 +95,29 @@ pub trait SysBus {
         bytes: &[u8],
         kind: AccessKind,
     ) -> Result<(), Fault>;
+
+    /// As [`SysBus::write`], of several values of `slot` bytes that are stored one by one, the
+    /// highest address first.
+    ///
+    /// # Errors
+    /// The #PF of the access.
+    fn write_slots(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        bytes: &[u8],
+        _slot: usize,
+        kind: AccessKind,
+    ) -> Result<(), Fault> {
+        self.write(cpu, va, bytes, kind)
+    }
+
+    /// Iterations of a REP instruction are complete, and with them what was accessed since it began
+    /// or since the last call; `run` says what was accessed through pointers.
+    fn iterated(&mut self, _iterations: u64, _run: Option<&StringRun>) {}
+
+    /// What was accessed since the last event led nowhere: its delivery begins anew.
+    fn forget(&mut self) {}
 
     /// Does everything [`SysBus::write`] would do up to, but not including, storing: a following
     /// write of the same bytes cannot fault. Accessed and dirty bits are set.

@@ -71,7 +71,37 @@ impl Context<'_> {
 
     /// Address of the next instruction in sequence.
     pub(super) fn next_rip(&self) -> u64 {
-        self.cpu.rip.wrapping_add(self.instr.len() as u64)
+        self.narrowed(self.cpu.rip.wrapping_add(self.instr.len() as u64))
+    }
+
+    /// Whether this is compatibility mode. Its segments are flat here, but for the bases of FS and GS:
+    /// the caller refuses instructions that access others.
+    pub(super) fn is_compat(&self) -> bool {
+        !self.cpu.segs[Seg::Cs as usize].long_mode()
+    }
+
+    /// An address of code or data, as wide as the mode has them.
+    pub(super) fn narrowed(&self, address: u64) -> u64 {
+        match self.is_compat() {
+            true => address & mask(4),
+            false => address,
+        }
+    }
+
+    /// Bytes of a stack slot of an instruction without operand-size prefix.
+    pub(super) fn word(&self) -> usize {
+        if self.is_compat() { 4 } else { 8 }
+    }
+
+    /// The stack pointer, as wide as the mode has it.
+    pub(super) fn stack_pointer(&self) -> u64 {
+        self.narrowed(self.gpr(Gpr::Rsp))
+    }
+
+    /// Replaces the stack pointer.
+    pub(super) fn set_stack_pointer(&mut self, value: u64) {
+        let value = self.narrowed(value);
+        self.set_gpr(Gpr::Rsp, value);
     }
 
     /// #GP(0) unless at CPL 0.
@@ -111,20 +141,29 @@ impl Context<'_> {
         };
     }
 
-    /// Bytes in an effective address of this instruction: 8, or 4 with an address-size prefix.
+    /// Bytes in an effective address of this instruction: 8 or, with an address-size prefix, 4; in
+    /// compatibility mode 4 or 2.
     pub(super) fn address_size(&self) -> usize {
         let instr = self.instr;
         let (base, index) = (instr.memory_base(), instr.memory_index());
-        let string = (0..instr.op_count()).any(|i| {
-            matches!(
-                instr.op_kind(i),
-                OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI
-            )
-        });
+        let has_kind =
+            |kinds: [OpKind; 3]| (0..instr.op_count()).any(|i| kinds.contains(&instr.op_kind(i)));
+        let string = has_kind([
+            OpKind::MemorySegESI,
+            OpKind::MemoryESEDI,
+            OpKind::MemorySegEDI,
+        ]);
+        let short_string = has_kind([OpKind::MemorySegSI, OpKind::MemoryESDI, OpKind::MemorySegDI]);
+        let short = |r: Register| r != Register::None && r.size() == 2;
+        let short_displacement =
+            base == Register::None && index == Register::None && instr.memory_displ_size() == 2;
+        if short_string || short(base) || short(index) || short_displacement {
+            return 2;
+        }
         let narrow = |r: Register| r == Register::EIP || (r != Register::None && r.size() == 4);
         let displacement_only =
             base == Register::None && index == Register::None && instr.memory_displ_size() == 4;
-        if string || narrow(base) || narrow(index) || displacement_only {
+        if self.is_compat() || string || narrow(base) || narrow(index) || displacement_only {
             4
         } else {
             8
@@ -151,7 +190,7 @@ impl Context<'_> {
         sum & mask(self.address_size())
     }
 
-    /// Segment base in 64-bit mode: only FS and GS have one.
+    /// Segment base: only FS and GS have one.
     pub(super) fn segment_base(&self, segment: Register) -> u64 {
         match segment {
             Register::FS => self.cpu.segs[Seg::Fs as usize].base,
@@ -165,7 +204,7 @@ impl Context<'_> {
         let segment = self.instr.memory_segment();
         Place {
             stack: segment == Register::SS,
-            va: self.segment_base(segment).wrapping_add(self.offset()),
+            va: self.narrowed(self.segment_base(segment).wrapping_add(self.offset())),
         }
     }
 
@@ -226,11 +265,11 @@ impl Context<'_> {
         }
     }
 
-    /// Pushes 2 or 8 bytes. RSP changes only on success.
+    /// Pushes 2, 4 or 8 bytes. RSP changes only on success.
     pub(super) fn push(&mut self, size: usize, value: u64) -> Result<(), Fault> {
-        let rsp = self.gpr(Gpr::Rsp).wrapping_sub(size as u64);
+        let rsp = self.narrowed(self.gpr(Gpr::Rsp).wrapping_sub(size as u64));
         self.store(Self::stack_place(rsp), size, value)?;
-        self.set_gpr(Gpr::Rsp, rsp);
+        self.set_stack_pointer(rsp);
         Ok(())
     }
 
@@ -243,7 +282,7 @@ impl Context<'_> {
         let base = self.gpr(Gpr::Rsp).wrapping_add(skip);
         let mut slots = [0; N];
         for (index, slot) in slots.iter_mut().enumerate() {
-            let va = base.wrapping_add((index * size) as u64);
+            let va = self.narrowed(base.wrapping_add((index * size) as u64));
             *slot = self.load(Self::stack_place(va), size)?;
         }
         Ok(slots)

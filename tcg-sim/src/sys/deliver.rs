@@ -21,11 +21,15 @@ const DR7_GD: u64 = 1 << 13;
 ///
 /// On entry `cpu.rip` is the address to be pushed: the instruction of a fault, the next one of a
 /// trap or interrupt. Faults met on the way are delivered in turn, as double fault where the
-/// architecture says so. A halted CPU runs afterwards.
+/// architecture says so; what was delivered in the end is returned. A halted CPU runs afterwards.
 ///
 /// # Errors
 /// [`TripleFault`]; `cpu.activity` is then `Shutdown`.
-pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result<(), TripleFault> {
+pub fn deliver(
+    cpu: &mut CpuState,
+    bus: &mut dyn SysBus,
+    event: Event,
+) -> Result<Event, TripleFault> {
     let mut event = event;
     note_registers(cpu, &event.fault);
     // Every round either ends, escalates, or starts the handler of a benign event's fault; of those
@@ -35,9 +39,10 @@ pub fn deliver(cpu: &mut CpuState, bus: &mut dyn SysBus, event: Event) -> Result
         match attempt(cpu, bus, event, rip) {
             Ok(()) => {
                 cpu.activity = Activity::Running;
-                return Ok(());
+                return Ok(event);
             }
             Err(second) => {
+                bus.forget();
                 // CR2 is the second page fault's even where a double fault takes its place.
                 note_registers(cpu, &second);
                 let Some(next) = escalate(class_of(&event), second) else {
@@ -253,6 +258,6 @@ pub(super) fn push_frame(
     }
     let va = top.wrapping_sub(len as u64);
     check_canonical(Place { stack: true, va }, len).map_err(|_| Fault::ss(ext))?;
-    bus.write(cpu, va, &bytes[..len], AccessKind::AtCpl(cpl))?;
+    bus.write_slots(cpu, va, &bytes[..len], 8, AccessKind::AtCpl(cpl))?;
     Ok(va)
 }

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::{Fault, Outcome, SysBus};
-use super::{control, far, flags, misc, msr, port, segment, string, syscall, tables};
+use super::{control, far, flags, legacy, misc, msr, port, segment, string, syscall, tables};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{CpuState, Shadow, rflags};
 
@@ -159,20 +159,23 @@ fn mov_handler(instr: &Instruction) -> Option<Handler> {
 fn handler(instr: &Instruction) -> Option<(Handler, Flow)> {
     use Flow::{Sequential, Transfer};
     use Mnemonic as M;
-    let far_branch = instr.is_jmp_far_indirect() || instr.is_call_far_indirect();
+    let far_branch = instr.is_jmp_far_indirect()
+        || instr.is_call_far_indirect()
+        || instr.is_jmp_far()
+        || instr.is_call_far();
     let segment_operand = instr.op0_register().is_segment_register();
     let row: (Handler, Flow) = match instr.mnemonic() {
         M::Mov => (mov_handler(instr)?, Sequential),
         M::Push if segment_operand => (segment::push, Sequential),
         M::Pop if segment_operand => (segment::pop, Sequential),
-        M::Lss | M::Lfs | M::Lgs => (segment::load_far_pointer, Sequential),
+        M::Lss | M::Lds | M::Les | M::Lfs | M::Lgs => (segment::load_far_pointer, Sequential),
         M::Lar | M::Lsl => (segment::inspect, Sequential),
         M::Verr | M::Verw => (segment::verify, Sequential),
         M::Jmp if far_branch => (far::jump, Transfer),
         M::Call if far_branch => (far::call, Transfer),
         M::Retf => (far::ret, Transfer),
         M::Iret | M::Iretd | M::Iretq => (far::iret, Transfer),
-        M::Int | M::Int1 | M::Int3 => (far::software_interrupt, Transfer),
+        M::Int | M::Int1 | M::Int3 | M::Into => (far::software_interrupt, Transfer),
         M::Syscall => (syscall::syscall, Transfer),
         M::Sysret | M::Sysretq => (syscall::sysret, Transfer),
         M::Sysenter => (syscall::sysenter, Transfer),
@@ -187,8 +190,17 @@ fn handler(instr: &Instruction) -> Option<(Handler, Flow)> {
         M::Sgdt | M::Sidt => (tables::store_table, Sequential),
         M::Lldt | M::Ltr => (tables::load_register, Sequential),
         M::Sldt | M::Str => (tables::store_register, Sequential),
-        M::Pushf | M::Pushfq => (flags::pushf, Sequential),
-        M::Popf | M::Popfq => (flags::popf, Sequential),
+        M::Pushf | M::Pushfd | M::Pushfq => (flags::pushf, Sequential),
+        M::Popf | M::Popfd | M::Popfq => (flags::popf, Sequential),
+        M::Pusha | M::Pushad => (legacy::push_all, Sequential),
+        M::Popa | M::Popad => (legacy::pop_all, Sequential),
+        M::Aaa | M::Aas => (legacy::ascii_adjust, Sequential),
+        M::Daa | M::Das => (legacy::decimal_adjust, Sequential),
+        M::Aam => (legacy::ascii_multiply, Sequential),
+        M::Aad => (legacy::ascii_divide, Sequential),
+        M::Salc => (legacy::set_al, Sequential),
+        M::Bound => (legacy::bound, Sequential),
+        M::Arpl => (legacy::arpl, Sequential),
         M::Cli | M::Sti => (flags::interrupt_flag, Sequential),
         M::Clac | M::Stac => (flags::alignment_flag, Sequential),
         M::In => (port::input, Sequential),
@@ -218,7 +230,6 @@ fn is_absent(mnemonic: Mnemonic) -> bool {
         M::Ud0
             | M::Ud1
             | M::Ud2
-            | M::Into
             | M::Monitor
             | M::Mwait
             | M::Monitorx

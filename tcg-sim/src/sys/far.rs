@@ -1,7 +1,7 @@
 //! Far JMP, CALL and RET, IRET (SDM vol. 2 there; vol. 3, 5.8; APM vol. 3 and vol. 2, 4.8).
 //!
 //! In long mode there are no task gates and no hardware task switches; call gates are 16 bytes long
-//! and copy no parameters.
+//! and copy no parameters. Targets and return addresses of compatibility mode have 32 bits.
 
 use super::context::Context;
 use super::deliver::push_frame;
@@ -10,8 +10,6 @@ use super::{Fault, Outcome};
 use crate::mmu::is_canonical;
 use iced_x86::{Code, OpKind};
 use machine::state::{Gpr, Seg, rflags};
-
-const COMPATIBILITY: Outcome = Outcome::Limit("transfer to a compatibility-mode code segment");
 
 /// A checked target of a far transfer.
 struct Target {
@@ -31,14 +29,38 @@ struct FarPointer {
 
 fn operand_size(code: Code) -> usize {
     match code {
-        Code::Jmp_m1616 | Code::Call_m1616 | Code::Retfw | Code::Retfw_imm16 | Code::Iretw => 2,
-        Code::Jmp_m1632 | Code::Call_m1632 | Code::Retfd | Code::Retfd_imm16 | Code::Iretd => 4,
+        Code::Jmp_m1616
+        | Code::Call_m1616
+        | Code::Jmp_ptr1616
+        | Code::Call_ptr1616
+        | Code::Retfw
+        | Code::Retfw_imm16
+        | Code::Iretw => 2,
+        Code::Jmp_m1632
+        | Code::Call_m1632
+        | Code::Jmp_ptr1632
+        | Code::Call_ptr1632
+        | Code::Retfd
+        | Code::Retfd_imm16
+        | Code::Iretd => 4,
         _ => 8,
     }
 }
 
 fn far_pointer(ctx: &mut Context) -> Result<FarPointer, Fault> {
     let size = operand_size(ctx.instr.code());
+    let immediate = match ctx.instr.op0_kind() {
+        OpKind::FarBranch16 => Some(u64::from(ctx.instr.far_branch16())),
+        OpKind::FarBranch32 => Some(u64::from(ctx.instr.far_branch32())),
+        _ => None,
+    };
+    if let Some(offset) = immediate {
+        return Ok(FarPointer {
+            selector: Selector(ctx.instr.far_branch_selector()),
+            offset,
+            size,
+        });
+    }
     let place = ctx.place();
     ctx.check(place, size + 2, size)?;
     let mut bytes = [0; 10];
@@ -57,7 +79,7 @@ fn far_pointer(ctx: &mut Context) -> Result<FarPointer, Fault> {
     })
 }
 
-/// Far JMP through memory.
+/// Far JMP.
 pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -72,9 +94,6 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
         present(&target)?;
         target
     };
-    if !target.code.is_long() {
-        return Ok(COMPATIBILITY);
-    }
     check_rip(&target)?;
     enter(
         ctx,
@@ -86,7 +105,7 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Mode)
 }
 
-/// Far CALL through memory.
+/// Far CALL.
 pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -94,12 +113,9 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
         return call_gate(ctx, pointer.selector, descriptor);
     }
     let target = direct_target(ctx, &pointer, descriptor)?;
-    if !target.code.is_long() {
-        return Ok(COMPATIBILITY);
-    }
     check_rip(&target)?;
     let size = pointer.size;
-    let rsp = ctx.gpr(Gpr::Rsp).wrapping_sub(2 * size as u64);
+    let rsp = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(2 * size as u64));
     let place = Context::stack_place(rsp);
     ctx.check(place, 2 * size, size)?;
     let mut frame = [0; 16];
@@ -107,10 +123,11 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let cs = u64::from(ctx.cpu.segs[Seg::Cs as usize].selector);
     frame[size..2 * size].copy_from_slice(&cs.to_le_bytes()[..size]);
     descriptor::mark(ctx.cpu, ctx.bus, target.selector, target.code, 1)?;
-    ctx.bus.write(
+    ctx.bus.write_slots(
         ctx.cpu,
         place.va,
         &frame[..2 * size],
+        size,
         super::AccessKind::Data,
     )?;
     enter(ctx, &target)?;
@@ -124,7 +141,7 @@ fn call_gate(ctx: &mut Context, selector: Selector, gate: Descriptor) -> Result<
     check_rip(&target)?;
     let cpl = ctx.cpl();
     let inner = target.cpl < cpl;
-    let old_rsp = ctx.gpr(Gpr::Rsp);
+    let old_rsp = ctx.stack_pointer();
     let cs = u64::from(ctx.cpu.segs[Seg::Cs as usize].selector);
     let ss = u64::from(ctx.cpu.segs[Seg::Ss as usize].selector);
     let frame = [ctx.next_rip(), cs, old_rsp, ss];
@@ -223,12 +240,13 @@ fn present(target: &Target) -> Result<(), Fault> {
     }
 }
 
+/// Canonical, or inside the limit of a compatibility-mode segment.
 fn check_rip(target: &Target) -> Result<(), Fault> {
-    if is_canonical(target.rip) {
-        Ok(())
-    } else {
-        Err(Fault::GP0)
-    }
+    let allowed = match target.code.is_long() {
+        true => is_canonical(target.rip),
+        false => target.rip & 0xffff_ffff <= u64::from(target.code.limit()),
+    };
+    if allowed { Ok(()) } else { Err(Fault::GP0) }
 }
 
 /// Loads CS and RIP.
@@ -236,7 +254,7 @@ fn enter(ctx: &mut Context, target: &Target) -> Result<(), Fault> {
     descriptor::mark(ctx.cpu, ctx.bus, target.selector, target.code, 1)?;
     let selector = Selector((target.selector.0 & !3) | u16::from(target.cpl));
     ctx.cpu.segs[Seg::Cs as usize] = target.code.segment(selector);
-    ctx.cpu.rip = target.rip;
+    ctx.cpu.rip = ctx.narrowed(target.rip);
     Ok(())
 }
 
@@ -281,7 +299,7 @@ fn return_stack(
         Some(descriptor) => descriptor.segment(ss),
         None => descriptor::null_segment(ss.0, target.cpl),
     };
-    ctx.set_gpr(Gpr::Rsp, rsp);
+    ctx.set_stack_pointer(rsp);
     if target.cpl > old_cpl {
         drop_inner_segments(ctx, target.cpl);
     }
@@ -309,15 +327,12 @@ pub(super) fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
     };
     let [rip, cs] = ctx.peek::<2>(0, size)?;
     let target = return_target(ctx, Selector(cs as u16), rip)?;
-    if !target.code.is_long() {
-        return Ok(COMPATIBILITY);
-    }
     let released = 2 * size as u64 + extra;
     if target.cpl == ctx.cpl() {
         check_rip(&target)?;
         enter(ctx, &target)?;
         let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(released);
-        ctx.set_gpr(Gpr::Rsp, rsp);
+        ctx.set_stack_pointer(rsp);
         return Ok(Outcome::Mode);
     }
     let [rsp, ss] = ctx.peek::<2>(released, size)?;
@@ -328,22 +343,32 @@ pub(super) fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Mode)
 }
 
-/// IRETW, IRETD and IRETQ. In 64-bit mode all five slots are popped whatever the levels; blocking of
-/// NMIs is not modelled, since the machine has none.
+/// IRETW, IRETD and IRETQ. In 64-bit mode all five slots are popped whatever the levels, in
+/// compatibility mode three on a return to the same level; blocking of NMIs is not modelled, since the
+/// machine has none.
 pub(super) fn iret(ctx: &mut Context) -> Result<Outcome, Fault> {
     if ctx.cpu.rflags & rflags::NT != 0 {
         return Err(Fault::GP0);
     }
     let size = operand_size(ctx.instr.code());
-    let [rip, cs, flags, rsp, ss] = ctx.peek::<5>(0, size)?;
-    let target = return_target(ctx, Selector(cs as u16), rip)?;
-    if !target.code.is_long() {
-        return Ok(COMPATIBILITY);
+    let [rip, cs, flags] = ctx.peek::<3>(0, size)?;
+    if !ctx.is_compat() {
+        ctx.peek::<2>(3 * size as u64, size)?;
     }
+    let target = return_target(ctx, Selector(cs as u16), rip)?;
+    let changeable = iret_flags(ctx, size);
+    if ctx.is_compat() && target.cpl == ctx.cpl() {
+        check_rip(&target)?;
+        let rsp = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_add(3 * size as u64));
+        enter(ctx, &target)?;
+        ctx.set_stack_pointer(rsp);
+        ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (flags & changeable);
+        return Ok(Outcome::Mode);
+    }
+    let [rsp, ss] = ctx.peek::<2>(3 * size as u64, size)?;
     let ss = Selector(ss as u16);
     let ss_descriptor = descriptor::stack_descriptor(ctx.cpu, ctx.bus, ss, target.cpl)?;
     check_rip(&target)?;
-    let changeable = iret_flags(ctx, size);
     return_stack(ctx, &target, ss, ss_descriptor, rsp)?;
     ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (flags & changeable);
     Ok(Outcome::Mode)
@@ -363,11 +388,16 @@ fn iret_flags(ctx: &Context, size: usize) -> u64 {
     if size == 2 { bits & 0xffff } else { bits }
 }
 
-/// INT n, INT3 and INT1.
+/// INT n, INT3, INT1 and, where OF is set, INTO.
 pub(super) fn software_interrupt(ctx: &mut Context) -> Result<Outcome, Fault> {
     use super::fault::vector;
     use super::{Event, EventKind};
     let (kind, number) = match ctx.instr.code() {
+        Code::Into if ctx.cpu.rflags & rflags::OF == 0 => {
+            ctx.cpu.rip = ctx.next_rip();
+            return Ok(Outcome::Next);
+        }
+        Code::Into => (EventKind::Software, vector::OF),
         Code::Int1 => (EventKind::PrivilegedSoftware, vector::DB),
         Code::Int3 => (EventKind::Software, vector::BP),
         _ => {

@@ -6,26 +6,26 @@ use iced_x86::{Code, Mnemonic};
 use machine::cpuid::leaf7;
 use machine::state::{Gpr, Shadow, rflags};
 
-/// PUSHFW and PUSHFQ.
+/// PUSHFW, PUSHFD and PUSHFQ.
 pub(super) fn pushf(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = if ctx.instr.code() == Code::Pushfw {
         2
     } else {
-        8
+        ctx.word()
     };
     let image = ctx.cpu.rflags & !(rflags::VM | rflags::RF);
     ctx.push(size, image)?;
     Ok(Outcome::Next)
 }
 
-/// POPFW and POPFQ (SDM vol. 2, POPF): IOPL only at CPL 0, IF only where CPL <= IOPL; VM, VIF and VIP
+/// POPFW, POPFD and POPFQ (SDM vol. 2, POPF): IOPL only at CPL 0, IF only where CPL <= IOPL; VM, VIF and VIP
 /// stay, RF is cleared.
 pub(super) fn popf(ctx: &mut Context) -> Result<Outcome, Fault> {
     use rflags::{AC, DF, ID, IF, IOPL, NT, OSZAPC, TF};
     let size = if ctx.instr.code() == Code::Popfw {
         2
     } else {
-        8
+        ctx.word()
     };
     let [image] = ctx.peek::<1>(0, size)?;
     let mut changeable = (OSZAPC | TF | DF | NT | AC | ID) & mask(size);
@@ -37,7 +37,7 @@ pub(super) fn popf(ctx: &mut Context) -> Result<Outcome, Fault> {
     }
     ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (image & changeable);
     let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(size as u64);
-    ctx.set_gpr(Gpr::Rsp, rsp);
+    ctx.set_stack_pointer(rsp);
     Ok(Outcome::Mode)
 }
 

@@ -102,16 +102,16 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = if ctx.instr.code() == Code::Enterw_imm16_imm8 {
         2
     } else {
-        8
+        ctx.word()
     };
     let levels = u64::from(ctx.instr.immediate8_2nd() & 31);
-    let (old_rsp, old_rbp) = (ctx.gpr(Gpr::Rsp), ctx.gpr(Gpr::Rbp));
+    let (old_rsp, old_rbp) = (ctx.stack_pointer(), ctx.gpr(Gpr::Rbp));
     let step = size as u64;
-    let frame_pointer = old_rsp.wrapping_sub(step);
+    let frame_pointer = ctx.narrowed(old_rsp.wrapping_sub(step));
     let mut block = Block::new(old_rsp, size);
     block.push(old_rbp);
     for level in 1..levels {
-        let va = old_rbp.wrapping_sub(step * level);
+        let va = ctx.narrowed(old_rbp.wrapping_sub(step * level));
         let stored = ctx.load(Context::stack_place(va), size)?;
         let value = block.overlay(va, stored);
         block.push(value);
@@ -119,11 +119,10 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     if levels > 0 {
         block.push(frame_pointer);
     }
-    let rsp = block
-        .lowest()
-        .wrapping_sub(u64::from(ctx.instr.immediate16()));
+    let lowest = ctx.narrowed(block.lowest());
+    let rsp = ctx.narrowed(lowest.wrapping_sub(u64::from(ctx.instr.immediate16())));
     let bytes = block.bytes();
-    let place = Context::stack_place(block.lowest());
+    let place = Context::stack_place(lowest);
     ctx.check(place, bytes.len(), size)?;
     // The final stack pointer must be writable, though nothing is stored there.
     check_canonical(
@@ -135,7 +134,8 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     )?;
     ctx.bus
         .prepare_write(ctx.cpu, rsp, size, AccessKind::Data)?;
-    ctx.bus.write(ctx.cpu, place.va, bytes, AccessKind::Data)?;
+    ctx.bus
+        .write_slots(ctx.cpu, place.va, bytes, size, AccessKind::Data)?;
     // The 16-bit form replaces only BP.
     let rbp = if size == 2 {
         (old_rbp & !0xffff) | (frame_pointer & 0xffff)

@@ -1,7 +1,7 @@
 //! The semantics of everything that translated code does not execute natively: privileged and
 //! system instructions, far transfers, segment loads, port I/O, string instructions, and the
-//! delivery of exceptions and interrupts. 64-bit mode at CPL 0 to 3; where the guest enters
-//! compatibility mode, [`Outcome::Limit`] says so.
+//! delivery of exceptions and interrupts. 64-bit mode and compatibility mode at CPL 0 to 3, the latter
+//! with flat segments (FS and GS may have bases).
 //!
 //! Must not know the translator, the software TLB or the dispatcher: all memory goes through
 //! [`SysBus`], all state through [`CpuState`].
@@ -34,6 +34,7 @@ mod far;
 pub mod fault;
 mod flags;
 pub mod fpu;
+mod legacy;
 mod misc;
 pub mod msr;
 mod port;
@@ -43,7 +44,7 @@ mod string;
 mod syscall;
 mod tables;
 
-pub use bus::{AccessKind, SysBus, Vendor};
+pub use bus::{AccessKind, StringOperand, StringRun, SysBus, Vendor};
 pub use deliver::deliver;
 pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};

@@ -1,7 +1,7 @@
 //! RDMSR and WRMSR.
 //!
 //! Registers that are pure state live in the CPU state. A few that kernels touch without asking
-//! first read as zero and take only zero. Everything else is #GP(0), APIC_BASE included: the CPU
+//! first hold a constant of the vendor and take only that. Everything else is #GP(0), APIC_BASE included: the CPU
 //! model has no APIC.
 
 use super::context::Context;
@@ -19,6 +19,7 @@ pub mod number {
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
     pub const PAT: u32 = 0x277;
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -31,20 +32,34 @@ pub mod number {
     pub const GS_BASE: u32 = 0xc000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_AUX: u32 = 0xc000_0103;
+    pub const SYSCFG: u32 = 0xc001_0010;
+    pub const HWCR: u32 = 0xc001_0015;
+    pub const DE_CFG: u32 = 0xc001_1029;
 }
 
-/// Read as zero, accept zero: what Linux 6.1 touches before it asks CPUID or without #GP fix-up.
-const ZERO: [u32; 5] = [
-    number::PLATFORM_ID,
-    // Microcode revision: "none".
-    number::BIOS_SIGN_ID,
-    // No variable or fixed ranges.
-    number::MTRR_CAP,
-    // Read by the #DB handler and by context switches of stepped tasks.
-    number::DEBUGCTL,
-    // MTRRs disabled.
-    number::MTRR_DEF_TYPE,
-];
+/// Registers that hold one value and accept only that one: what Linux 6.1 touches before it asks
+/// CPUID, or without a fix-up for #GP.
+fn constant(vendor: Vendor, index: u32) -> Option<u64> {
+    Some(match (index, vendor) {
+        (number::PLATFORM_ID, _) => 0,
+        // Microcode revision: "none".
+        (number::BIOS_SIGN_ID, _) => 0,
+        // No variable or fixed ranges.
+        (number::MTRR_CAP, _) => 0,
+        // Read by the #DB handler and by context switches of stepped tasks.
+        (number::DEBUGCTL, _) => 0,
+        // MTRRs disabled.
+        (number::MTRR_DEF_TYPE, _) => 0,
+        // Fast strings (bit 0); CPUID leaves are not limited (SDM vol. 4).
+        (number::MISC_ENABLE, Vendor::Intel) => 1,
+        // No memory encryption, no large top of memory.
+        (number::SYSCFG, Vendor::Amd) => 0,
+        (number::HWCR, Vendor::Amd) => 0,
+        // LFENCE serialises (bit 1), as on every family from 17h on.
+        (number::DE_CFG, Vendor::Amd) => 2,
+        _ => return None,
+    })
+}
 
 /// RDMSR.
 pub(super) fn rdmsr(ctx: &mut Context) -> Result<Outcome, Fault> {
@@ -75,8 +90,7 @@ fn read(ctx: &Context, index: u32) -> Option<u64> {
         number::SYSENTER_EIP => msrs.sysenter_eip,
         number::PAT => msrs.pat,
         number::TSC_AUX if ctx.has_rdtscp() => msrs.tsc_aux,
-        _ if ZERO.contains(&index) => 0,
-        _ => return None,
+        _ => return constant(ctx.bus.vendor(), index),
     })
 }
 
@@ -92,7 +106,7 @@ pub(super) fn wrmsr(ctx: &mut Context) -> Result<Outcome, Fault> {
         number::FS_BASE => ctx.cpu.segs[Seg::Fs as usize].base = canonical(value)?,
         number::GS_BASE => ctx.cpu.segs[Seg::Gs as usize].base = canonical(value)?,
         number::TSC_AUX if ctx.has_rdtscp() && value >> 32 == 0 => ctx.cpu.msrs.tsc_aux = value,
-        _ if ZERO.contains(&index) && value == 0 => {}
+        _ if constant(ctx.bus.vendor(), index) == Some(value) => {}
         _ => write_plain(&mut ctx.cpu.msrs, ctx.bus.vendor(), index, value)?,
     }
     Ok(Outcome::Next)

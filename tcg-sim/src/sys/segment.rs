@@ -3,8 +3,8 @@
 
 use super::context::{Context, seg_index};
 use super::descriptor::{self, Descriptor, Selector, system_type};
-use super::{AccessKind, Fault, Outcome};
-use iced_x86::{Code, Mnemonic, Register};
+use super::{AccessKind, Fault, Outcome, Vendor};
+use iced_x86::{Mnemonic, Register};
 use machine::state::{Gpr, Seg, Shadow, rflags};
 
 /// MOV to or from a segment register.
@@ -27,37 +27,49 @@ pub(super) fn mov(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-/// PUSH FS and PUSH GS.
+/// PUSH of a segment register. With 32-bit operands Intel's processors write only the two bytes of the
+/// selector (SDM vol. 2, PUSH).
 pub(super) fn push(ctx: &mut Context) -> Result<Outcome, Fault> {
-    let size = stack_size(ctx.instr.code());
+    let size = stack_size(ctx);
     let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
-    let selector = ctx.cpu.segs[register as usize].selector;
-    ctx.push(size, u64::from(selector))?;
+    let selector = u64::from(ctx.cpu.segs[register as usize].selector);
+    if size == 4 && ctx.bus.vendor() == Vendor::Intel {
+        let place = Context::stack_place(ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(4)));
+        ctx.store(place, 2, selector)?;
+        ctx.set_stack_pointer(place.va);
+    } else {
+        ctx.push(size, selector)?;
+    }
     Ok(Outcome::Next)
 }
 
-/// POP FS and POP GS.
+/// POP of a segment register.
 pub(super) fn pop(ctx: &mut Context) -> Result<Outcome, Fault> {
-    let size = stack_size(ctx.instr.code());
+    let size = stack_size(ctx);
     let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
     let [image] = ctx.peek::<1>(0, size)?;
     descriptor::load_segment(ctx.cpu, ctx.bus, register, Selector(image as u16))?;
     let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(size as u64);
-    ctx.set_gpr(Gpr::Rsp, rsp);
+    ctx.set_stack_pointer(rsp);
+    if register == Seg::Ss {
+        ctx.cpu.shadow = Shadow::MovSs;
+    }
     Ok(Outcome::Mode)
 }
 
-fn stack_size(code: Code) -> usize {
-    match code {
-        Code::Pushw_FS | Code::Pushw_GS | Code::Popw_FS | Code::Popw_GS => 2,
-        _ => 8,
+fn stack_size(ctx: &Context) -> usize {
+    match ctx.instr.stack_pointer_increment().abs() {
+        2 => 2,
+        _ => ctx.word(),
     }
 }
 
-/// LSS, LFS, LGS: a far pointer into a segment and a general register. LSS opens no shadow.
+/// LSS, LDS, LES, LFS, LGS: a far pointer into a segment and a general register. LSS opens no shadow.
 pub(super) fn load_far_pointer(ctx: &mut Context) -> Result<Outcome, Fault> {
     let register = match ctx.instr.mnemonic() {
         Mnemonic::Lss => Seg::Ss,
+        Mnemonic::Lds => Seg::Ds,
+        Mnemonic::Les => Seg::Es,
         Mnemonic::Lfs => Seg::Fs,
         _ => Seg::Gs,
     };

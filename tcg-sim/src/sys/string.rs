@@ -5,7 +5,8 @@
 //! operands have inside one page.
 
 use super::context::{Context, Place, mask};
-use super::{Fault, Outcome, run};
+use super::{Fault, Outcome, StringOperand, StringRun, run};
+use crate::instrument::Direction;
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use machine::state::{Gpr, cr0, rflags};
@@ -34,7 +35,7 @@ enum Repeat {
 pub(super) struct Shape {
     /// Bytes of an element.
     pub(super) size: usize,
-    /// Bytes of RCX, RSI and RDI that count: 4 or 8.
+    /// Bytes of RCX, RSI and RDI that count: 2, 4 or 8.
     address: usize,
     /// Base of the source segment.
     source_base: u64,
@@ -60,7 +61,7 @@ impl Shape {
         let stack = ctx.instr.memory_segment() == iced_x86::Register::SS;
         Place {
             stack,
-            va: self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi)),
+            va: ctx.narrowed(self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi))),
         }
     }
 
@@ -80,7 +81,16 @@ impl Shape {
         } else {
             old.wrapping_add(bytes)
         };
-        ctx.set_gpr(register, new & mask(self.address));
+        self.set(ctx, register, new);
+    }
+
+    /// Replaces the part of a register that counts: 16 bits leave the rest, 32 bits clear it.
+    fn set(&self, ctx: &mut Context, register: Gpr, value: u64) {
+        let kept = match self.address {
+            2 => ctx.gpr(register) & !mask(2),
+            _ => 0,
+        };
+        ctx.set_gpr(register, kept | value & mask(self.address));
     }
 
     pub(super) fn counter(&self, ctx: &Context) -> u64 {
@@ -89,7 +99,7 @@ impl Shape {
 
     pub(super) fn count_down(&self, ctx: &mut Context, n: u64) {
         let left = self.counter(ctx).wrapping_sub(n);
-        ctx.set_gpr(Gpr::Rcx, left & mask(self.address));
+        self.set(ctx, Gpr::Rcx, left);
     }
 
     /// Elements from `va` in the direction of travel whose bytes all lie in the page of `va`.
@@ -141,7 +151,12 @@ pub(super) fn is_string(instr: &Instruction) -> bool {
     let memory = |kind| {
         matches!(
             kind,
-            OpKind::MemorySegRSI | OpKind::MemorySegESI | OpKind::MemoryESRDI | OpKind::MemoryESEDI
+            OpKind::MemorySegRSI
+                | OpKind::MemorySegESI
+                | OpKind::MemorySegSI
+                | OpKind::MemoryESRDI
+                | OpKind::MemoryESEDI
+                | OpKind::MemoryESDI
         )
     };
     memory(instr.op0_kind()) || memory(instr.op1_kind())
@@ -169,6 +184,7 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         let n = match chunk(ctx, kind, repeat, shape, budget)? {
             0 => {
                 element(ctx, kind, shape)?;
+                ctx.bus.iterated(1, None);
                 1
             }
             n => n,
@@ -273,7 +289,7 @@ fn chunk(
     if n < 2 || alignment_checks {
         return Ok(0);
     }
-    // Pointers wrap at 4 GiB between pages only, so a chunk inside a page never wraps.
+    // Pointers wrap at 4 GiB (or 64 KiB) between pages only, so a chunk inside a page never wraps.
     let bytes = n as usize * shape.size;
     let mut from = None;
     if uses_source {
@@ -284,12 +300,12 @@ fn chunk(
             return Ok(0);
         }
     }
+    let written = matches!(kind, Kind::Movs | Kind::Stos);
     let mut to = None;
     if uses_destination {
-        let write = matches!(kind, Kind::Movs | Kind::Stos);
         to = ctx
             .bus
-            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, write)?;
+            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, written)?;
         if to.is_none() {
             return Ok(0);
         }
@@ -300,6 +316,24 @@ fn chunk(
         backward: shape.backward,
     };
     let done = perform(ctx, kind, repeat, elements, (from, to));
+    let operand = |va, direction| StringOperand {
+        va,
+        bytes: shape.size as u8,
+        direction,
+    };
+    let direction = if written {
+        Direction::Write
+    } else {
+        Direction::Read
+    };
+    let run = StringRun {
+        operands: [
+            uses_source.then(|| operand(source, Direction::Read)),
+            uses_destination.then(|| operand(destination, direction)),
+        ],
+        backward: shape.backward,
+    };
+    ctx.bus.iterated(done, Some(&run));
     step(ctx, kind, shape, done);
     Ok(done)
 }

@@ -16,6 +16,16 @@ fn code_segment(selector: u16, dpl: u16) -> Segment {
     }
 }
 
+/// Flat 32-bit code for compatibility mode, accessed.
+fn compat_code_segment(selector: u16) -> Segment {
+    Segment {
+        selector,
+        attributes: 0xc0fb,
+        limit: u32::MAX,
+        base: 0,
+    }
+}
+
 /// Flat stack segment at a privilege level, accessed.
 fn stack_segment(selector: u16, dpl: u16) -> Segment {
     Segment {
@@ -26,10 +36,11 @@ fn stack_segment(selector: u16, dpl: u16) -> Segment {
     }
 }
 
-/// SYSCALL from 64-bit mode.
+/// SYSCALL. From compatibility mode AMD enters at CSTAR; Intel has none there.
 pub(super) fn syscall(ctx: &mut Context) -> Result<Outcome, Fault> {
     let msrs = ctx.cpu.msrs;
-    if msrs.efer & efer::SCE == 0 {
+    let compat = ctx.is_compat();
+    if msrs.efer & efer::SCE == 0 || compat && ctx.bus.vendor() == Vendor::Intel {
         return Err(Fault::UD);
     }
     let selector = (msrs.star >> 32) as u16 & !3;
@@ -37,7 +48,7 @@ pub(super) fn syscall(ctx: &mut Context) -> Result<Outcome, Fault> {
     let flags = ctx.cpu.rflags & !rflags::RF;
     ctx.set_gpr(Gpr::Rcx, next);
     ctx.set_gpr(Gpr::R11, flags);
-    ctx.cpu.rip = msrs.lstar;
+    ctx.cpu.rip = if compat { msrs.cstar } else { msrs.lstar };
     ctx.cpu.rflags = (flags & !msrs.sfmask) | rflags::FIXED;
     ctx.cpu.segs[Seg::Cs as usize] = code_segment(selector, 0);
     ctx.cpu.segs[Seg::Ss as usize] = stack_segment(selector.wrapping_add(8), 0);
@@ -52,10 +63,11 @@ pub(super) fn sysret(ctx: &mut Context) -> Result<Outcome, Fault> {
         return Err(Fault::UD);
     }
     ctx.require_cpl0()?;
-    if ctx.instr.code() == Code::Sysretd {
-        return Ok(Outcome::Limit("SYSRET to compatibility mode"));
-    }
-    let (rip, flags) = (ctx.gpr(Gpr::Rcx), ctx.gpr(Gpr::R11));
+    let compat = ctx.instr.code() == Code::Sysretd;
+    let (rip, flags) = match compat {
+        true => (ctx.gpr(Gpr::Rcx) & 0xffff_ffff, ctx.gpr(Gpr::R11)),
+        false => (ctx.gpr(Gpr::Rcx), ctx.gpr(Gpr::R11)),
+    };
     let vendor = ctx.bus.vendor();
     if vendor == Vendor::Intel && !is_canonical(rip) {
         return Err(Fault::GP0);
@@ -69,7 +81,10 @@ pub(super) fn sysret(ctx: &mut Context) -> Result<Outcome, Fault> {
         ss.selector = ss_selector;
         ss.attributes |= 3 << 5;
     }
-    ctx.cpu.segs[Seg::Cs as usize] = code_segment(base.wrapping_add(16) | 3, 3);
+    ctx.cpu.segs[Seg::Cs as usize] = match compat {
+        true => compat_code_segment(base | 3),
+        false => code_segment(base.wrapping_add(16) | 3, 3),
+    };
     // RF and VM are cleared, reserved bits forced (SDM vol. 2, SYSRET).
     ctx.cpu.rflags = (flags & rflags::DEFINED & !(rflags::RF | rflags::VM)) | rflags::FIXED;
     ctx.cpu.rip = rip;
@@ -105,7 +120,12 @@ pub(super) fn sysexit(ctx: &mut Context) -> Result<Outcome, Fault> {
     }
     ctx.require_cpl0()?;
     if ctx.instr.code() == Code::Sysexitd {
-        return Ok(Outcome::Limit("SYSEXIT to compatibility mode"));
+        let (rsp, rip) = (ctx.gpr(Gpr::Rcx), ctx.gpr(Gpr::Rdx));
+        ctx.set_gpr(Gpr::Rsp, rsp & 0xffff_ffff);
+        ctx.cpu.rip = rip & 0xffff_ffff;
+        ctx.cpu.segs[Seg::Cs as usize] = compat_code_segment(selector.wrapping_add(16) | 3);
+        ctx.cpu.segs[Seg::Ss as usize] = stack_segment(selector.wrapping_add(24) | 3, 3);
+        return Ok(Outcome::Mode);
     }
     let (rsp, rip) = (ctx.gpr(Gpr::Rcx), ctx.gpr(Gpr::Rdx));
     if !is_canonical(rsp) || !is_canonical(rip) {

@@ -15,12 +15,17 @@ pub(super) fn check_umip(ctx: &Context) -> Result<(), Fault> {
     Ok(())
 }
 
-/// LGDT and LIDT: ten bytes in 64-bit mode.
+/// Bytes of the base in a table operand: 8, in compatibility mode 4.
+fn base_bytes(ctx: &Context) -> usize {
+    ctx.word()
+}
+
+/// LGDT and LIDT: ten bytes in 64-bit mode, six in compatibility mode.
 pub(super) fn load_table(ctx: &mut Context) -> Result<Outcome, Fault> {
     ctx.require_cpl0()?;
     let place = ctx.place();
     let limit = ctx.load(place, 2)? as u16;
-    let base = ctx.load(second_part(place), 8)?;
+    let base = ctx.load(second_part(place), base_bytes(ctx))?;
     if !is_canonical(base) {
         return Err(Fault::GP0);
     }
@@ -52,8 +57,10 @@ pub(super) fn store_table(ctx: &mut Context) -> Result<Outcome, Fault> {
     bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
     bytes[2..].copy_from_slice(&table.base.to_le_bytes());
     let place = ctx.place();
-    ctx.check(place, 10, 2)?;
-    ctx.bus.write(ctx.cpu, place.va, &bytes, AccessKind::Data)?;
+    let len = 2 + base_bytes(ctx);
+    ctx.check(place, len, 2)?;
+    ctx.bus
+        .write(ctx.cpu, place.va, &bytes[..len], AccessKind::Data)?;
     Ok(Outcome::Next)
 }
 

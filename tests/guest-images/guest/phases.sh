@@ -3,13 +3,15 @@
 # they print is the same on every x86-64 machine, so that a guest can be compared with the host.
 
 PATH=/bin:/usr/bin:/sbin:/usr/sbin
+# The 32-bit twin of busybox comes first when a phase runs with it.
+[ -z "${SB_TWIN:-}" ] || PATH=/bin32:$PATH
 export PATH LC_ALL=C PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 PERL_HASH_SEED=0
 export OPENSSL_CONF=/dev/null HOME=/tmp
 cd /tmp || exit 1
 
 MINIMAL="shell hash sort awk gzip forkexec pipes signals pagefaults threads stepper copies strings \
-sse x87 indirect integers"
-WORK="sha256 xz perl python compile sqlite openssl"
+sse x87 indirect integers compat"
+WORK="twin sha256 xz perl python compile sqlite openssl"
 
 phase_shell() {
     i=0 sum=0
@@ -82,6 +84,13 @@ phase_sse() { sse 250; }
 phase_x87() { x87 20000; }
 phase_indirect() { indirect 25; }
 phase_integers() { integers 8; }
+# 32-bit code: what C programs do not contain.
+phase_compat() { compat; }
+# Phases of the 64-bit busybox with its static i386 twin.
+phase_twin() {
+    head -c 5 /bin32/busybox | tail -c 1 | od -An -tu1
+    SB_TWIN=1 /bin32/sh /etc/phases.sh shell,hash,sort,awk,gzip,forkexec
+}
 phase_perl() { perl /etc/work.pl; }
 phase_python() { python3 /etc/work.py; }
 phase_compile() {
@@ -125,8 +134,10 @@ if [ -z "$list" ]; then
     list=$MINIMAL
     [ ! -e /etc/work.py ] || list="$list $WORK"
 fi
+label=PHASE
+[ -z "${SB_TWIN:-}" ] || label=TWIN
 for phase in $list; do
-    echo "PHASE $phase start"
+    echo "$label $phase start"
     "phase_$phase" 2>&1
-    echo "PHASE $phase end"
+    echo "$label $phase end"
 done

@@ -16,34 +16,67 @@ fn in_page(target: i64) -> bool {
     (0..4096).contains(&target)
 }
 
+/// Bytes of RCX that LOOP and JCXZ look at.
+fn counter_bytes(code: Code) -> u8 {
+    match code {
+        Code::Loop_rel8_32_CX
+        | Code::Loope_rel8_32_CX
+        | Code::Loopne_rel8_32_CX
+        | Code::Jcxz_rel8_32 => 2,
+        Code::Loop_rel8_64_ECX
+        | Code::Loope_rel8_64_ECX
+        | Code::Loopne_rel8_64_ECX
+        | Code::Jecxz_rel8_64
+        | Code::Loop_rel8_32_ECX
+        | Code::Loope_rel8_32_ECX
+        | Code::Loopne_rel8_32_ECX
+        | Code::Jecxz_rel8_32 => 4,
+        _ => 8,
+    }
+}
+
 impl Translator<'_> {
     /// Goes on at a page-relative address: linked within the page, looked up across pages, since
-    /// which code is there depends on the page tables.
-    pub(super) fn emit_goto(&mut self, target: i64) {
+    /// which code is there depends on the page tables. `taken`: by a conditional branch.
+    pub(super) fn emit_goto(&mut self, target: i64, taken: bool) {
+        self.note_exit(taken);
         if self.one_step {
             let from = self.asm.jmp();
-            let site = self.new_site(SiteKind::Goto { target, link: None });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link: None,
+                taken,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else if in_page(target) {
             let from = self.asm.jmp();
             let link = Some(self.request.host + from.0 as u64);
-            let site = self.new_site(SiteKind::Goto { target, link });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link,
+                taken,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else {
             self.asm.load(T0, Mem::env(disp!(page_base)));
             match i32::try_from(target) {
-                Ok(relative) => self.asm.lea(T0, Mem::base(T0, relative)),
+                Ok(relative) => self.lea_sized(T0, Mem::base(T0, relative), self.compat),
                 Err(_) => {
                     self.asm.mov_imm(T1, target as u64);
                     self.asm.lea(T0, Mem::sum(T0, T1, 0));
                 }
             }
-            self.emit_indirect(0);
+            self.emit_lookup(0);
         }
     }
 
     /// Goes on at the guest-linear address in T0 through the indirect-branch cache.
     pub(super) fn emit_indirect(&mut self, undo_rsp: i32) {
+        self.note_exit(false);
+        self.emit_lookup(undo_rsp);
+    }
+
+    fn emit_lookup(&mut self, undo_rsp: i32) {
         let site = self.new_site(SiteKind::Indirect { undo_rsp });
         if self.one_step {
             let from = self.asm.jmp();
@@ -63,8 +96,16 @@ impl Translator<'_> {
         self.asm.jmp_mem(Mem::table(host, T1));
     }
 
+    /// Target of a direct near transfer, relative to the page base.
+    pub(super) fn branch_target(&self, instruction: &Instruction) -> i64 {
+        match self.compat {
+            true => i64::from(instruction.near_branch32() as i32),
+            false => instruction.near_branch64() as i64,
+        }
+    }
+
     pub(super) fn jump(&mut self, instruction: &Instruction) -> Flow {
-        self.emit_goto(instruction.near_branch64() as i64);
+        self.emit_goto(self.branch_target(instruction), false);
         Flow::End
     }
 
@@ -73,16 +114,19 @@ impl Translator<'_> {
             let address = self.linear_address(instruction);
             let stack = uses_stack_segment(instruction);
             let access = MemoryAccess {
-                bytes: 8,
+                bytes: self.word as u8,
                 read: true,
                 write: false,
                 alignment: 0,
                 stack,
             };
             self.check(address, access);
-            self.asm.load(T0, Mem::sum(address.register, T1, 0));
+            self.load_sized(T0, Mem::sum(address.register, T1, 0), self.word);
         } else {
             self.load_guest(T0, number(instruction.op0_register()));
+            if self.compat {
+                self.asm.mov32(T0, T0);
+            }
         }
         self.emit_indirect(0);
         Flow::End
@@ -91,13 +135,17 @@ impl Translator<'_> {
     /// Jcc: leaves the block when taken.
     pub(super) fn condition(&mut self, instruction: &Instruction) -> Flow {
         let condition = instruction.condition_code() as u8 - 1;
-        let target = instruction.near_branch64() as i64;
+        let target = self.branch_target(instruction);
         let last = usize::from(self.index) + 1 == self.total;
         let from = self.asm.jcc(condition);
-        if last && in_page(target) && !self.one_step {
+        if last && in_page(target) && !self.one_step && !self.notes_branches() {
             // Nothing to give back: the jump itself becomes the link.
             let link = Some(self.request.host + from.0 as u64);
-            let site = self.new_site(SiteKind::Goto { target, link });
+            let site = self.new_site(SiteKind::Goto {
+                target,
+                link,
+                taken: true,
+            });
             self.tails.push(Tail::Leave { from, site });
         } else {
             self.tails.push(Tail::SideExit {
@@ -111,20 +159,20 @@ impl Translator<'_> {
 
     /// LOOP, LOOPE, LOOPNE, JRCXZ, JECXZ.
     pub(super) fn count_branch(&mut self, instruction: &Instruction) -> Flow {
-        let narrow = matches!(
-            instruction.code(),
-            Code::Loop_rel8_64_ECX
-                | Code::Loope_rel8_64_ECX
-                | Code::Loopne_rel8_64_ECX
-                | Code::Jecxz_rel8_64
+        let counter = counter_bytes(instruction.code());
+        let counts = !matches!(
+            instruction.mnemonic(),
+            Mnemonic::Jrcxz | Mnemonic::Jecxz | Mnemonic::Jcxz
         );
-        let counts = !matches!(instruction.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
         if counts {
             let decremented = Mem::base(GUEST_RCX, -1);
-            if narrow {
-                self.asm.lea32(GUEST_RCX, decremented)
-            } else {
-                self.asm.lea(GUEST_RCX, decremented)
+            match counter {
+                2 => {
+                    self.asm.lea32(Host::RCX, decremented);
+                    self.asm.mov16(GUEST_RCX, Host::RCX);
+                }
+                4 => self.asm.lea32(GUEST_RCX, decremented),
+                _ => self.asm.lea(GUEST_RCX, decremented),
             }
         }
         let wrong_flag = match instruction.mnemonic() {
@@ -132,13 +180,13 @@ impl Translator<'_> {
             Mnemonic::Loopne => Some(self.asm.jcc_short(EQUAL)),
             _ => None,
         };
-        if narrow {
-            self.asm.mov32(Host::RCX, GUEST_RCX)
-        } else {
-            self.asm.mov(Host::RCX, GUEST_RCX)
+        match counter {
+            2 => self.asm.movzx16(Host::RCX, GUEST_RCX),
+            4 => self.asm.mov32(Host::RCX, GUEST_RCX),
+            _ => self.asm.mov(Host::RCX, GUEST_RCX),
         }
         let zero = self.asm.jrcxz();
-        let target = instruction.near_branch64() as i64;
+        let target = self.branch_target(instruction);
         if counts {
             self.side_exit(target);
             self.asm.bind_short(zero);

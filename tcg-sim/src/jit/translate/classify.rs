@@ -1,11 +1,14 @@
 //! Which part of the translator deals with an instruction.
 
+use super::special::address_bytes;
 use super::string;
 use crate::jit::mode::Mode;
 use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
+    OpAccess, OpKind, Register,
 };
+use machine::state::Seg;
 
 /// The ways of translating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +63,10 @@ const EXECUTE_LAST: Class = Class::Execute { ends: true };
 
 /// Decides how to translate.
 pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
-    if is_undefined(instruction) {
+    if is_undefined(instruction)
+        || mode.is_compat() && !is_done_in_compat(instruction, mode)
+        || odd_segment(instruction, mode).is_some()
+    {
         return EXECUTE_LAST;
     }
     if let Some(class) = by_mnemonic(instruction, mode) {
@@ -109,12 +115,12 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         M::Pushfq if mode.io_privilege() || mode.cpl() == 3 => Class::PushFlags,
         M::Push => push_class(instruction),
         M::Pop => push_class(instruction).map_pop(),
-        M::Leave if instruction.code() == Code::Leaveq => Class::Leave,
+        M::Leave if matches!(instruction.code(), Code::Leaveq | Code::Leaved) => Class::Leave,
         M::Call | M::Jmp | M::Ret => return transfer(instruction),
         M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => Class::CountBranch,
         _ if instruction.flow_control() == FlowControl::ConditionalBranch => {
             match instruction.op0_kind() {
-                OpKind::NearBranch64 => Class::Condition,
+                OpKind::NearBranch64 | OpKind::NearBranch32 => Class::Condition,
                 _ => EXECUTE_LAST,
             }
         }
@@ -153,9 +159,26 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         | M::Leave
         | M::Xlatb
         | M::Pushf
+        | M::Pushfd
         | M::Pushfq
         | M::Popf
+        | M::Popfd
         | M::Popfq
+        | M::Pusha
+        | M::Pushad
+        | M::Popa
+        | M::Popad
+        | M::Aaa
+        | M::Aas
+        | M::Aam
+        | M::Aad
+        | M::Daa
+        | M::Das
+        | M::Salc
+        | M::Bound
+        | M::Arpl
+        | M::Lds
+        | M::Les
         | M::Lar
         | M::Lsl
         | M::Verr
@@ -209,11 +232,13 @@ fn push_class(instruction: &Instruction) -> Class {
 
 fn transfer(instruction: &Instruction) -> Option<Class> {
     Some(match instruction.code() {
-        Code::Call_rel32_64 => Class::Call,
-        Code::Call_rm64 => Class::CallIndirect,
-        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
-        Code::Jmp_rm64 => Class::JumpIndirect,
-        Code::Retnq | Code::Retnq_imm16 => Class::Return,
+        Code::Call_rel32_64 | Code::Call_rel32_32 => Class::Call,
+        Code::Call_rm64 | Code::Call_rm32 => Class::CallIndirect,
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => {
+            Class::Jump
+        }
+        Code::Jmp_rm64 | Code::Jmp_rm32 => Class::JumpIndirect,
+        Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Class::Return,
         _ => EXECUTE_LAST,
     })
 }
@@ -240,6 +265,82 @@ pub(super) fn is_x87(instruction: &Instruction) -> bool {
 fn unit_is_off(instruction: &Instruction, mode: Mode) -> bool {
     let (cr0, cr4) = mode.unit_controls();
     fpu::mode_fault(fpu::classify(instruction), cr0, cr4).is_some()
+}
+
+/// Whether compatibility mode does an instruction: not in odd code segments, no bit strings at 16-bit
+/// addresses, no near transfers to 16-bit addresses.
+pub(crate) fn is_done_in_compat(instruction: &Instruction, mode: Mode) -> bool {
+    let bit_string = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts
+    ) && instruction.op0_kind() == OpKind::Memory
+        && instruction.op1_kind() == OpKind::Register;
+    let short_transfer = instruction.op0_kind() == OpKind::NearBranch16
+        || matches!(
+            instruction.code(),
+            Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 | Code::Leavew
+        );
+    !mode.has_odd_code() && !short_transfer && !(bit_string && address_bytes(instruction) == 2)
+}
+
+/// The segment register through which an instruction accesses memory and which is odd.
+pub(crate) fn odd_segment(instruction: &Instruction, mode: Mode) -> Option<Seg> {
+    if !mode.is_compat() {
+        return None;
+    }
+    let named = [Seg::Fs, Seg::Gs]
+        .into_iter()
+        .find(|segment| instruction.memory_segment() == register_of(*segment));
+    let accesses = (0..instruction.op_count()).any(|op| is_memory(instruction.op_kind(op)))
+        && !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    match named {
+        Some(segment) if accesses && mode.is_odd(segment) => return Some(segment),
+        _ if !mode.has_odd_plain_segment() => return None,
+        _ => {}
+    }
+    let mut infos = InstructionInfoFactory::new();
+    let info = infos.info(instruction);
+    [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds]
+        .into_iter()
+        .filter(|segment| mode.is_odd(*segment))
+        .find(|segment| {
+            info.used_memory().iter().any(|memory| {
+                memory.segment() == register_of(*segment)
+                    && memory.access() != OpAccess::NoMemAccess
+            })
+        })
+}
+
+fn register_of(segment: Seg) -> Register {
+    match segment {
+        Seg::Es => Register::ES,
+        Seg::Cs => Register::CS,
+        Seg::Ss => Register::SS,
+        Seg::Ds => Register::DS,
+        Seg::Fs => Register::FS,
+        Seg::Gs => Register::GS,
+    }
+}
+
+fn is_memory(kind: OpKind) -> bool {
+    !matches!(
+        kind,
+        OpKind::Register
+            | OpKind::NearBranch16
+            | OpKind::NearBranch32
+            | OpKind::NearBranch64
+            | OpKind::FarBranch16
+            | OpKind::FarBranch32
+            | OpKind::Immediate8
+            | OpKind::Immediate8_2nd
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
 }
 
 /// Whether the guest gets #UD whatever its privilege.

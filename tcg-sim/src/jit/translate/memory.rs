@@ -1,6 +1,6 @@
 //! Linear addresses and the inline TLB check.
 
-use super::special::{is_narrow, segment_base};
+use super::special::{address_bytes, is_narrow, segment_base};
 use super::{Tail, Translator};
 use crate::jit::asm::{Host, Mem, Patch};
 use crate::jit::block::MemoryAccess;
@@ -15,11 +15,24 @@ pub(super) struct Address {
     pub(super) stack_slot: bool,
 }
 
+/// Whether the address is ESP plus a constant.
+fn is_on_stack_pointer(instruction: &Instruction) -> bool {
+    instruction.memory_base() == Register::ESP && instruction.memory_index() == Register::None
+}
+
 impl Translator<'_> {
     /// Computes the linear address of the memory operand. Uses T0 and T1; RCX stays untouched.
     pub(super) fn linear_address(&mut self, instruction: &Instruction) -> Address {
         let segment = segment_base(instruction);
-        let narrow = is_narrow(instruction);
+        let narrow = is_narrow(instruction) || self.compat;
+        if self.compat && segment.is_none() && is_on_stack_pointer(instruction) {
+            let displacement = instruction.memory_displacement64() as i32;
+            self.asm.lea32(T0, Mem::base(GUEST_RSP, displacement));
+            return Address {
+                register: T0,
+                stack_slot: true,
+            };
+        }
         if segment.is_none()
             && !narrow
             && instruction.memory_index() == Register::None
@@ -28,13 +41,18 @@ impl Translator<'_> {
             return address;
         }
         self.offset_into(T0, instruction, narrow, 0);
-        if let Some(base) = segment {
-            self.asm.load(T1, Mem::env(base));
-            self.asm.lea(T0, Mem::sum(T0, T1, 0));
-        }
+        self.add_segment_base(instruction);
         Address {
             register: T0,
             stack_slot: false,
+        }
+    }
+
+    /// Adds the base of FS or GS, if the instruction names one, to the offset in T0. Uses T1.
+    pub(super) fn add_segment_base(&mut self, instruction: &Instruction) {
+        if let Some(base) = segment_base(instruction) {
+            self.asm.load(T1, Mem::env(base));
+            self.lea_sized(T0, Mem::sum(T0, T1, 0), self.compat);
         }
     }
 
@@ -110,6 +128,9 @@ impl Translator<'_> {
         let index = self.index_register(instruction);
         let disp = (displacement as i32).wrapping_add(extra);
         self.lea_sized(to, Mem { base, index, disp }, narrow);
+        if address_bytes(instruction) == 2 {
+            self.asm.movzx16(to, to);
+        }
     }
 
     fn index_register(&mut self, instruction: &Instruction) -> Option<(Host, u8)> {
@@ -127,7 +148,7 @@ impl Translator<'_> {
         }
     }
 
-    fn lea_sized(&mut self, to: Host, mem: Mem, narrow: bool) {
+    pub(super) fn lea_sized(&mut self, to: Host, mem: Mem, narrow: bool) {
         if narrow {
             self.asm.lea32(to, mem)
         } else {
@@ -138,6 +159,11 @@ impl Translator<'_> {
     /// Checks that the access may go ahead directly and leaves the addend in T1: the bytes are at
     /// host address `register + T1`. Clobbers RCX; on the slow path T0 as well.
     pub(super) fn check(&mut self, address: Address, access: MemoryAccess) {
+        self.emit_check(address, access);
+        self.note_access(address, access);
+    }
+
+    fn emit_check(&mut self, address: Address, access: MemoryAccess) {
         if self.one_step {
             let from = self.asm.jmp();
             self.slow_memory(from, address, access);

@@ -5,21 +5,23 @@
 //! the instruction. RFLAGS hold the guest's arithmetic flags throughout; what the translator adds
 //! leaves them alone.
 
+mod arrive;
 mod branch;
 mod classify;
 mod memory;
 mod native;
+mod probe;
 mod special;
 mod stack;
 mod string;
 
 use super::asm::{Asm, Host, Mem, Patch};
-use super::block::{BlockId, BlockKey, Insn, MemoryAccess, Site, SiteKind};
+use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
-use super::regs::T0;
-pub(crate) use classify::is_undefined;
+use super::regs::{BUDGET, T0};
 use classify::{Class, classify};
+pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
 };
@@ -43,7 +45,11 @@ pub(crate) struct Request<'a> {
     pub(crate) leave: u64,
     /// Number of the first site.
     pub(crate) first_site: u32,
+    /// Page offset at which the state that is looked for may be met: blocks end before it.
+    pub(crate) stop: Option<u16>,
     pub(crate) decoder_options: u32,
+    /// Number of the first counter that the block may use.
+    pub(crate) first_slot: u32,
 }
 
 /// A finished translation.
@@ -51,8 +57,10 @@ pub(crate) struct Translation {
     pub(crate) code: Vec<u8>,
     pub(crate) sites: Vec<Site>,
     pub(crate) insns: Vec<Insn>,
+    pub(crate) far: u64,
     pub(crate) near: u64,
     pub(crate) chunks: u64,
+    pub(crate) facts: Option<Box<Instrumented>>,
 }
 
 /// Why there is no translation.
@@ -108,12 +116,17 @@ pub(crate) struct Translator<'a> {
     tails: Vec<Tail>,
     class: TlbClass,
     one_step: bool,
+    /// Compatibility mode: addresses have 32 bits.
+    compat: bool,
+    /// Bytes of return addresses.
+    word: i32,
     /// Instructions in the block, known before the first is emitted.
     total: usize,
     /// Index of the instruction being emitted.
     index: u16,
     /// Page offset behind the instruction being emitted.
     next_offset: i64,
+    notes: probe::Notes,
 }
 
 /// Translates a superblock.
@@ -131,12 +144,15 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         tails: Vec::new(),
         class: request.key.mode.class(),
         one_step: request.key.mode.is_one_step(),
+        compat: request.key.mode.is_compat(),
+        word: if request.key.mode.is_compat() { 4 } else { 8 },
         total: decoded.len(),
         index: 0,
         next_offset: 0,
+        notes: probe::Notes::new(request.key.instruments, request.first_slot),
         request,
     };
-    let near = translator.emit(&decoded);
+    let (far, near) = translator.emit(&decoded);
     let chunks = translator
         .insns
         .iter()
@@ -145,8 +161,10 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         code: translator.asm.bytes,
         sites: translator.sites,
         insns: translator.insns,
+        far,
         near,
         chunks,
+        facts: translator.notes.finish(),
     })
 }
 
@@ -160,11 +178,24 @@ fn insn_chunks(insn: &Insn) -> u64 {
 /// Decodes up to the end of the superblock: a transfer, the page end or the limit.
 fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslation> {
     let options = DecoderOptions::NONE | request.decoder_options;
-    let mut decoder = Decoder::with_ip(64, request.bytes, u64::from(request.key.offset), options);
+    let bitness = if request.key.mode.is_compat() { 32 } else { 64 };
+    let mut decoder = Decoder::with_ip(
+        bitness,
+        request.bytes,
+        u64::from(request.key.offset),
+        options,
+    );
     let limit = usize::from(request.key.limit).clamp(1, MAX_INSNS);
     let mut decoded = Vec::new();
     while decoded.len() < limit {
         let start = decoder.position();
+        if start != 0
+            && request
+                .stop
+                .is_some_and(|stop| u64::from(stop) == decoder.ip())
+        {
+            break;
+        }
         let instruction = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             let available = request.bytes.len() - start;
@@ -187,15 +218,26 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
 }
 
 impl Translator<'_> {
-    /// Emits everything; returns the host address of the near entry.
-    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> u64 {
+    /// Emits everything; returns the host addresses of the far and the near entry.
+    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> (u64, u64) {
+        let mut over_budget = self.emit_over_budget();
+        let far = self.host_here();
         self.asm
             .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
         self.asm.store(Mem::env(disp!(page_base)), T0);
+        self.note_page();
         let near = self.host_here();
         if !self.one_step {
-            self.emit_budget_check();
+            if self.request.stop == Some(self.request.key.offset) {
+                self.emit_stop_check();
+                // The first one is too far for a short jump.
+                let over = self.asm.jmp_short();
+                over_budget = self.emit_over_budget();
+                self.asm.bind_short(over);
+            }
+            self.emit_budget_check(over_budget);
         }
+        self.note_entry();
         let mut flow = Flow::Next;
         for (index, (instruction, class)) in decoded.iter().enumerate() {
             self.index = index as u16;
@@ -205,33 +247,38 @@ impl Translator<'_> {
                 length: instruction.len() as u8,
                 host: self.asm.offset() as u32,
             });
+            self.note_insn(instruction);
             flow = self.emit_one(instruction, *class);
         }
         if flow == Flow::Next {
-            self.emit_goto(self.next_offset);
+            self.emit_goto(self.next_offset, false);
         }
         self.emit_tails();
-        near
+        (far, near)
     }
 
     fn host_here(&self) -> u64 {
         self.request.host + self.asm.offset() as u64
     }
 
-    /// Takes the block's steps from the budget, or leaves if there are not enough.
-    fn emit_budget_check(&mut self) {
-        let budget = Mem::env(disp!(budget));
-        self.asm.load(Host::RCX, budget);
+    /// Leaves because the budget does not suffice; returns where.
+    fn emit_over_budget(&mut self) -> usize {
+        let at = self.asm.offset();
+        if !self.one_step {
+            let site = self.new_site(SiteKind::Budget);
+            self.leave_with(site);
+        }
+        at
+    }
+
+    /// Takes the block's steps from the budget, or goes back to `over_budget` if it has not enough.
+    fn emit_budget_check(&mut self, over_budget: usize) {
         self.asm
-            .lea(Host::RCX, Mem::base(Host::RCX, -(self.total as i32)));
-        self.asm.store(budget, Host::RCX);
-        // The high half is zero iff 0 <= budget < 2^32; the runtime hands out less than that.
-        self.asm.load32(Host::RCX, Mem::env(disp!(budget) + 4));
-        let enough = self.asm.jrcxz();
-        let from = self.asm.jmp();
-        let site = self.new_site(SiteKind::Budget);
-        self.tails.push(Tail::Leave { from, site });
-        self.asm.bind_short(enough);
+            .lea(BUDGET, Mem::base(BUDGET, -(self.total as i32)));
+        // The high half is 0, since the runtime hands out less than 2^32, or -1 below zero.
+        self.asm.rorx(Host::RCX, BUDGET, 32);
+        self.asm.lea32(Host::RCX, Mem::base(Host::RCX, 1));
+        self.asm.jecxz_back(over_budget);
     }
 
     fn new_site(&mut self, kind: SiteKind) -> u32 {
@@ -279,7 +326,7 @@ impl Translator<'_> {
         self.tails.push(Tail::Leave { from, site });
         // A block that ends here is left anyway; what follows is reached only if nothing happened.
         if ends {
-            self.emit_goto(self.next_offset)
+            self.emit_goto(self.next_offset, false)
         }
         if ends { Flow::End } else { Flow::Next }
     }
@@ -336,7 +383,8 @@ impl Translator<'_> {
                     self.asm.bind(from);
                     self.index = index;
                     self.refund(index);
-                    self.emit_goto(target);
+                    self.note_taken();
+                    self.emit_goto(target, true);
                 }
             }
         }
@@ -350,10 +398,7 @@ impl Translator<'_> {
     fn refund(&mut self, index: u16) {
         let unused = self.total as i32 - 1 - i32::from(index);
         if unused != 0 && !self.one_step {
-            let budget = Mem::env(disp!(budget));
-            self.asm.load(Host::RCX, budget);
-            self.asm.lea(Host::RCX, Mem::base(Host::RCX, unused));
-            self.asm.store(budget, Host::RCX);
+            self.asm.lea(BUDGET, Mem::base(BUDGET, unused));
         }
     }
 

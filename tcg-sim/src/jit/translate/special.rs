@@ -53,11 +53,7 @@ impl Translator<'_> {
             index: Some((Host::RCX, log2_bits - 3)),
             disp: 0,
         };
-        if is_narrow(instruction) {
-            self.asm.lea32(T0, element)
-        } else {
-            self.asm.lea(T0, element)
-        }
+        self.lea_sized(T0, element, is_narrow(instruction) || self.compat);
         let write = instruction.mnemonic() != Mnemonic::Bt;
         let stack = uses_stack_segment(instruction);
         let access = MemoryAccess {
@@ -90,16 +86,12 @@ impl Translator<'_> {
 
     /// MASKMOVQ, MASKMOVDQU: a masked store to [RDI].
     pub(super) fn masked_move(&mut self, instruction: &Instruction) -> Flow {
-        let narrow = instruction.op0_kind() == OpKind::MemorySegEDI;
-        if narrow {
-            self.asm.mov32(T0, Host::RDI)
-        } else {
-            self.asm.mov(T0, Host::RDI)
+        match instruction.op0_kind() {
+            OpKind::MemorySegEDI => self.asm.mov32(T0, Host::RDI),
+            OpKind::MemorySegDI => self.asm.movzx16(T0, Host::RDI),
+            _ => self.asm.mov(T0, Host::RDI),
         }
-        if let Some(base) = segment_base(instruction) {
-            self.asm.load(T1, Mem::env(base));
-            self.asm.lea(T0, Mem::sum(T0, T1, 0));
-        }
+        self.add_segment_base(instruction);
         let bytes = if instruction.mnemonic() == Mnemonic::Maskmovq {
             8
         } else {
@@ -107,7 +99,7 @@ impl Translator<'_> {
         };
         let access = MemoryAccess {
             bytes,
-            read: true,
+            read: false,
             write: true,
             alignment: 0,
             stack: false,
@@ -214,11 +206,19 @@ fn is_x87_control(instruction: &Instruction) -> bool {
         )
 }
 
-/// Whether the address is computed modulo 2^32.
+/// Whether the address is computed modulo 2^32, as far as the instruction shows it.
 pub(super) fn is_narrow(instruction: &Instruction) -> bool {
-    instruction.memory_base().size() == 4
-        || instruction.memory_index().size() == 4
-        || instruction.memory_base() == Register::EIP
+    address_bytes(instruction) < 8 || instruction.memory_base() == Register::EIP
+}
+
+/// Bytes of the registers of an address; 8 without registers.
+pub(super) fn address_bytes(instruction: &Instruction) -> usize {
+    [instruction.memory_base(), instruction.memory_index()]
+        .into_iter()
+        .filter(|register| register.is_gpr())
+        .map(Register::size)
+        .min()
+        .unwrap_or(8)
 }
 
 /// Where the base of an FS or GS override is kept.

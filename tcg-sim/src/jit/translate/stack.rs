@@ -2,7 +2,7 @@
 
 use super::memory::Address;
 use super::native::uses_stack_segment;
-use super::special::{is_narrow, segment_base};
+use super::special::is_narrow;
 use super::{Flow, Translator};
 use crate::jit::asm::{Host, Mem};
 use crate::jit::block::MemoryAccess;
@@ -10,16 +10,12 @@ use crate::jit::layout::disp;
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
 use iced_x86::{Instruction, OpKind, Register};
 
-const TOP: Address = Address {
-    register: GUEST_RSP,
-    stack_slot: true,
-};
 const NEW_TOP: Address = Address {
     register: T0,
     stack_slot: true,
 };
 
-/// Bytes that a PUSH or POP moves: 8, or 2 with an operand-size prefix.
+/// Bytes that a PUSH or POP moves: 8 (4 in compatibility mode), or 2 with an operand-size prefix.
 fn moved_bytes(instruction: &Instruction) -> i32 {
     instruction.stack_pointer_increment().abs()
 }
@@ -48,13 +44,33 @@ impl Translator<'_> {
         self.check(address, access);
     }
 
+    /// Moves the stack pointer by `bytes` into `to`, which may be its home.
+    fn move_stack_pointer(&mut self, to: Host, bytes: i32) {
+        self.lea_sized(to, Mem::base(GUEST_RSP, bytes), self.compat);
+    }
+
+    /// The top of the stack. In compatibility mode in T0: the upper half of RSP does not count.
+    fn top(&mut self) -> Address {
+        let register = match self.compat {
+            true => {
+                self.asm.mov32(T0, GUEST_RSP);
+                T0
+            }
+            false => GUEST_RSP,
+        };
+        Address {
+            register,
+            stack_slot: true,
+        }
+    }
+
     pub(super) fn push(&mut self, instruction: &Instruction) -> Flow {
         let bytes = moved_bytes(instruction);
         let from_memory = instruction.op0_kind() == OpKind::Memory;
         if from_memory {
             self.load_operand_to_scratch(instruction, bytes as u8);
         }
-        self.asm.lea(T0, Mem::base(GUEST_RSP, -bytes));
+        self.move_stack_pointer(T0, -bytes);
         self.check_stack_write(bytes as u8);
         let to = Mem::sum(T0, T1, 0);
         match instruction.op0_kind() {
@@ -73,6 +89,7 @@ impl Translator<'_> {
                 self.store_sized(to, from, bytes);
             }
             _ if bytes == 2 => self.asm.store_imm16(to, instruction.immediate(0) as i16),
+            _ if bytes == 4 => self.asm.store_imm32(to, instruction.immediate(0) as i32),
             _ => self.asm.store_imm(to, instruction.immediate(0) as i32),
         }
         self.asm.mov(GUEST_RSP, T0);
@@ -80,10 +97,10 @@ impl Translator<'_> {
     }
 
     fn store_sized(&mut self, to: Mem, from: Host, bytes: i32) {
-        if bytes == 2 {
-            self.asm.store16(to, from)
-        } else {
-            self.asm.store(to, from)
+        match bytes {
+            2 => self.asm.store16(to, from),
+            4 => self.asm.store32(to, from),
+            _ => self.asm.store(to, from),
         }
     }
 
@@ -107,25 +124,26 @@ impl Translator<'_> {
         self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
     }
 
-    fn load_sized(&mut self, to: Host, from: Mem, bytes: i32) {
-        if bytes == 2 {
-            self.asm.load_zero16(to, from)
-        } else {
-            self.asm.load(to, from)
+    pub(super) fn load_sized(&mut self, to: Host, from: Mem, bytes: i32) {
+        match bytes {
+            2 => self.asm.load_zero16(to, from),
+            4 => self.asm.load32(to, from),
+            _ => self.asm.load(to, from),
         }
     }
 
     pub(super) fn pop(&mut self, instruction: &Instruction) -> Flow {
         let bytes = moved_bytes(instruction);
-        self.check_stack_read(TOP, bytes as u8);
-        let from = Mem::sum(GUEST_RSP, T1, 0);
+        let top = self.top();
+        self.check_stack_read(top, bytes as u8);
+        let from = Mem::sum(top.register, T1, 0);
         self.load_sized(Host::RCX, from, bytes);
         if instruction.op0_kind() == OpKind::Memory {
             self.pop_to_memory(instruction, bytes);
             return Flow::Next;
         }
         let register = instruction.op0_register();
-        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, bytes));
+        self.move_stack_pointer(GUEST_RSP, bytes);
         match (home(number(register)), bytes) {
             (Home::Register(host), 2) => self.asm.mov16(host, Host::RCX),
             (Home::Register(host), _) => self.asm.mov(host, Host::RCX),
@@ -140,11 +158,9 @@ impl Translator<'_> {
         self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
         let on_rsp = matches!(instruction.memory_base(), Register::RSP | Register::ESP);
         let extra = if on_rsp { bytes } else { 0 };
-        self.offset_into(T0, instruction, is_narrow(instruction), extra);
-        if let Some(base) = segment_base(instruction) {
-            self.asm.load(T1, Mem::env(base));
-            self.asm.lea(T0, Mem::sum(T0, T1, 0));
-        }
+        let narrow = is_narrow(instruction) || self.compat;
+        self.offset_into(T0, instruction, narrow, extra);
+        self.add_segment_base(instruction);
         let access = MemoryAccess {
             bytes: bytes as u8,
             read: false,
@@ -161,62 +177,69 @@ impl Translator<'_> {
         );
         self.asm.load(Host::RCX, Mem::env(disp!(scratch0)));
         self.store_sized(Mem::sum(T0, T1, 0), Host::RCX, bytes);
-        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, bytes));
+        self.move_stack_pointer(GUEST_RSP, bytes);
     }
 
     pub(super) fn leave(&mut self) -> Flow {
-        self.check_stack_read(
-            Address {
-                register: Host::RBP,
-                stack_slot: true,
-            },
-            8,
-        );
-        self.asm.load(Host::RCX, Mem::sum(Host::RBP, T1, 0));
-        self.asm.lea(GUEST_RSP, Mem::base(Host::RBP, 8));
+        let frame = match self.compat {
+            true => {
+                self.asm.mov32(T0, Host::RBP);
+                T0
+            }
+            false => Host::RBP,
+        };
+        let address = Address {
+            register: frame,
+            stack_slot: true,
+        };
+        self.check_stack_read(address, self.word as u8);
+        self.load_sized(Host::RCX, Mem::sum(frame, T1, 0), self.word);
+        self.lea_sized(GUEST_RSP, Mem::base(Host::RBP, self.word), self.compat);
         self.asm.mov(Host::RBP, Host::RCX);
         Flow::Next
     }
 
     /// Pushes the address of the next instruction.
     fn push_return(&mut self) {
-        self.asm.lea(T0, Mem::base(GUEST_RSP, -8));
-        self.check_stack_write(8);
+        self.move_stack_pointer(T0, -self.word);
+        self.check_stack_write(self.word as u8);
         self.asm.load(Host::RCX, Mem::env(disp!(page_base)));
         self.asm
             .lea(Host::RCX, Mem::base(Host::RCX, self.next_offset as i32));
-        self.asm.store(Mem::sum(T0, T1, 0), Host::RCX);
+        self.store_sized(Mem::sum(T0, T1, 0), Host::RCX, self.word);
         self.asm.mov(GUEST_RSP, T0);
     }
 
     pub(super) fn call(&mut self, instruction: &Instruction) -> Flow {
         self.push_return();
-        self.emit_goto(instruction.near_branch64() as i64);
+        self.emit_goto(self.branch_target(instruction), false);
         Flow::End
     }
 
     pub(super) fn call_indirect(&mut self, instruction: &Instruction) -> Flow {
         if instruction.op0_kind() == OpKind::Memory {
-            self.load_operand_to_scratch(instruction, 8);
+            self.load_operand_to_scratch(instruction, self.word as u8);
         } else {
             self.load_guest(Host::RCX, number(instruction.op0_register()));
             self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
         }
         self.push_return();
-        self.asm.load(T0, Mem::env(disp!(scratch0)));
-        self.emit_indirect(8);
+        self.load_sized(T0, Mem::env(disp!(scratch0)), self.word);
+        self.emit_indirect(self.word);
         Flow::End
     }
 
     pub(super) fn ret(&mut self, instruction: &Instruction) -> Flow {
-        let released = 8 + if instruction.op_count() == 1 {
-            i32::from(instruction.immediate16())
-        } else {
-            0
-        };
-        self.check_stack_read(TOP, 8);
-        self.asm.load(T0, Mem::sum(GUEST_RSP, T1, 0));
-        self.asm.lea(GUEST_RSP, Mem::base(GUEST_RSP, released));
+        let released = self.word
+            + if instruction.op_count() == 1 {
+                i32::from(instruction.immediate16())
+            } else {
+                0
+            };
+        let top = self.top();
+        self.check_stack_read(top, self.word as u8);
+        self.load_sized(T0, Mem::sum(top.register, T1, 0), self.word);
+        self.move_stack_pointer(GUEST_RSP, released);
         self.emit_indirect(-released);
         Flow::End
     }

@@ -45,7 +45,10 @@ pub(super) fn shape(instruction: &Instruction) -> Option<Shape> {
 
 impl Translator<'_> {
     pub(super) fn string(&mut self, instruction: &Instruction) -> Flow {
-        let Some(shape) = shape(instruction).filter(|_| !self.one_step) else {
+        // Instruments see every element, and a state may be looked for between two iterations.
+        let watched = !self.request.key.instruments.is_empty()
+            || self.request.stop.map(u64::from) == Some(instruction.ip());
+        let Some(shape) = shape(instruction).filter(|_| !self.one_step && !watched) else {
             return self.execute(instruction, false);
         };
         // The sum of what must be zero is collected in `scratch0`: the direction flag, the high part

@@ -254,6 +254,28 @@ fn model_specific_registers() {
             assert_eq!(read, value, "{number:#x}");
         }
     }
+    // What kernels touch on one maker's processors only: constants there, #GP on the other's.
+    for (number, value, vendor) in [
+        (0x1a0, 1, Vendor::Intel),
+        (0xc001_0010, 0, Vendor::Amd),
+        (0xc001_0015, 0, Vendor::Amd),
+        (0xc001_1029, 2, Vendor::Amd),
+    ] {
+        for maker in [Vendor::Intel, Vendor::Amd] {
+            let mut machine = Machine::new();
+            machine.bus.vendor = maker;
+            let expected = match maker == vendor {
+                true => Ok(Outcome::Next),
+                false => Err(Fault::GP0),
+            };
+            assert_eq!(msr(&mut machine, number, value), expected, "{number:#x}");
+            assert_eq!(msr(&mut machine, number, value ^ 4), Err(Fault::GP0));
+            machine.set(Gpr::Rcx, u64::from(number));
+            assert_eq!(machine.run(&[0x0f, 0x32]), expected);
+            let read = machine.get(Gpr::Rdx) << 32 | machine.get(Gpr::Rax);
+            assert!(expected.is_err() || read == value, "{number:#x}");
+        }
+    }
     let mut machine = Machine::new();
     msr(&mut machine, 0x176, 0xffff_8000_1234_5678).unwrap();
     assert_eq!(

@@ -1,0 +1,251 @@
+//! Moving live items into new packs. An item keeps its address and never gets dearer to decode;
+//! what was encoded against something that goes is encoded anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::items::ItemSet;
+use crate::codec::group::{BaseRef, Group, GroupKind, Record, encode_chunk, encode_pages};
+use crate::codec::sample::SampleIndex;
+use crate::error::Error;
+use crate::id::{ItemId, Page};
+use crate::index::segment::{self, Covered};
+use crate::index::{Item, PackMeta, fingerprint};
+use crate::pack::{self, NewItem, PackBuilder};
+use crate::store::Store;
+use crate::writer::encode::{Bases, encode_against};
+use crate::writer::packer::{GROUP_ITEMS, GROUP_RAW, PACK_BYTES};
+
+/// Level of zstd; maintenance has time.
+const LEVEL: i32 = 6;
+
+/// Moves items. What was moved is visible after [`Mover::finish`] only.
+pub(super) struct Mover<'a> {
+    store: &'a Store,
+    builder: PackBuilder,
+    records: Vec<Record>,
+    items: Vec<NewItem>,
+    raw: usize,
+    /// For bases that go: an item that was encoded against them and holds much of them.
+    heirs: HashMap<Item, Item>,
+    covered: Vec<Covered>,
+    /// Bytes of new packs.
+    pub(super) written_bytes: u64,
+    /// Items encoded anew.
+    pub(super) rebased: u64,
+}
+
+/// The store as the source of bases.
+struct View<'a>(&'a Store);
+
+impl Bases for View<'_> {
+    fn cost(&self, item: Item) -> Result<u8, Error> {
+        self.0.index.cost(item)
+    }
+
+    fn page(&self, item: Item) -> Result<Arc<Page>, Error> {
+        self.0.page(item)
+    }
+
+    fn similar(&self) -> &SampleIndex {
+        unreachable!("maintenance names its bases")
+    }
+}
+
+impl<'a> Mover<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            builder: PackBuilder::new(),
+            records: Vec::new(),
+            items: Vec::new(),
+            raw: 0,
+            heirs: HashMap::new(),
+            covered: Vec::new(),
+            written_bytes: 0,
+            rebased: 0,
+        }
+    }
+
+    /// Moves the items of a pack that are in `keep`; bases in `gone` are not used any more.
+    pub(super) fn pack(
+        &mut self,
+        meta: &Arc<PackMeta>,
+        ids: &[ItemId],
+        keep: &ItemSet,
+        gone: &ItemSet,
+    ) -> Result<(), Error> {
+        for number in 0..meta.groups.len() as u32 {
+            let first = meta.groups[number as usize].first;
+            let wanted: Vec<(u32, Item)> = (first..meta.group_end(number))
+                .filter_map(|index| Some((index, meta.held(index)?)))
+                .filter(|(_, item)| keep.contains(*item))
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let group = self.store.group(meta, number)?;
+            for (index, item) in wanted {
+                let new = NewItem {
+                    id: ids[index as usize],
+                    cost: meta.cost(meta.place_of(index)),
+                    moved_from: Some(self.store.index.address(item)),
+                };
+                match group.chunk() {
+                    Some(bytes) => self.chunk(new, bytes)?,
+                    None => self.page(meta, &group, index, item, new, gone)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a chunk of a blob under an address it has already.
+    pub(super) fn chunk(&mut self, new: NewItem, bytes: &[u8]) -> Result<(), Error> {
+        self.close_group();
+        let stored = encode_chunk(self.builder.group_name(0), bytes, LEVEL);
+        self.builder.push_group(GroupKind::Chunk, &stored, &[new]);
+        self.close_pack_if_full()
+    }
+
+    fn page(
+        &mut self,
+        meta: &Arc<PackMeta>,
+        group: &Group,
+        index: u32,
+        item: Item,
+        new: NewItem,
+        gone: &ItemSet,
+    ) -> Result<(), Error> {
+        let place = meta.place_of(index);
+        let bases = self.store.base_items(meta, group, place)?;
+        if bases.iter().any(|base| gone.contains(*base)) {
+            let page = self.store.page(item)?;
+            return self.rebase(item, &page, &bases, new, gone);
+        }
+        let (tokens, literals) = group.edit(place.slot as usize).unwrap_or_default();
+        self.record(&bases, tokens.to_vec(), literals.to_vec(), new)
+    }
+
+    /// Encodes a page against what stays of its bases, or against what was encoded against them.
+    fn rebase(
+        &mut self,
+        item: Item,
+        page: &Page,
+        bases: &[Item],
+        new: NewItem,
+        gone: &ItemSet,
+    ) -> Result<(), Error> {
+        let mut left = new.cost - 1;
+        let mut chosen = Vec::new();
+        for &base in bases {
+            let base = match gone.contains(base) {
+                true => self.heirs.get(&base).copied(),
+                false => Some(base),
+            };
+            let Some(base) = base else { continue };
+            let cost = self.store.index.cost(base)?;
+            if cost <= left && !chosen.contains(&base) {
+                left -= cost;
+                chosen.push(base);
+            }
+        }
+        let encoded = encode_against(page, &chosen, &View(self.store))?;
+        self.rebased += 1;
+        for &base in bases.iter().filter(|base| gone.contains(**base)) {
+            let dear = |heir: &Item| self.store.index.cost(*heir).unwrap_or(u8::MAX);
+            let better = self
+                .heirs
+                .get(&base)
+                .is_none_or(|heir| dear(heir) > new.cost);
+            if better {
+                self.heirs.insert(base, item);
+            }
+        }
+        self.record(
+            &encoded.bases,
+            encoded.edit.tokens,
+            encoded.edit.literals,
+            new,
+        )
+    }
+
+    /// Adds a page whole under an address it has already.
+    pub(super) fn whole_page(&mut self, page: &Page, new: NewItem) -> Result<(), Error> {
+        let encoded = encode_against(page, &[], &View(self.store))?;
+        self.record(&[], encoded.edit.tokens, encoded.edit.literals, new)
+    }
+
+    fn record(
+        &mut self,
+        bases: &[Item],
+        tokens: Vec<u8>,
+        literals: Vec<u8>,
+        new: NewItem,
+    ) -> Result<(), Error> {
+        let bases = bases.iter().map(|base| BaseRef {
+            pack: self.builder.other(self.store.index.pack_id(base.pack)),
+            ordinal: base.ordinal,
+        });
+        let record = Record {
+            bases: bases.collect(),
+            tokens,
+            literals,
+        };
+        if self.raw + record.raw_bytes() > GROUP_RAW || self.records.len() == GROUP_ITEMS {
+            self.close_group();
+        }
+        self.raw += record.raw_bytes();
+        self.records.push(record);
+        self.items.push(new);
+        self.close_pack_if_full()
+    }
+
+    fn close_group(&mut self) {
+        self.raw = 0;
+        if !self.records.is_empty() {
+            let (records, items) = (
+                std::mem::take(&mut self.records),
+                std::mem::take(&mut self.items),
+            );
+            let stored = encode_pages(self.builder.group_name(0), &records, LEVEL);
+            self.builder.push_group(GroupKind::Pages, &stored, &items);
+        }
+    }
+
+    fn close_pack_if_full(&mut self) -> Result<(), Error> {
+        match self.builder.bytes() >= PACK_BYTES {
+            true => self.close_pack(),
+            false => Ok(()),
+        }
+    }
+
+    fn close_pack(&mut self) -> Result<(), Error> {
+        self.close_group();
+        if self.builder.items() == 0 {
+            return Ok(());
+        }
+        let built = std::mem::replace(&mut self.builder, PackBuilder::new()).finish();
+        self.written_bytes += built.file.len() as u64;
+        self.store
+            .backend
+            .put_if_absent(&pack::key(built.id), &built.file)?;
+        self.store.index.insert(built.id, &built.directory);
+        self.covered.push(Covered {
+            pack: built.id,
+            directory: built.directory,
+            fingerprints: built.ids.iter().map(fingerprint).collect(),
+        });
+        Ok(())
+    }
+
+    /// Publishes what is left, and an index segment of the new packs.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        self.close_pack()?;
+        if !self.covered.is_empty() {
+            segment::publish(&*self.store.backend, &self.covered)?;
+            self.covered.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! Removing, trimming and collecting, one after the other.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+mod common;
+
+use checkpoint_dedup::*;
+use common::*;
+
+fn new() -> (tempfile::TempDir, Repository) {
+    let directory = tempfile::tempdir().unwrap();
+    let repository = Repository::create(directory.path().join("r")).unwrap();
+    (directory, repository)
+}
+
+fn stored_bytes(directory: &tempfile::TempDir) -> u64 {
+    let all = files(directory.path());
+    all.iter()
+        .map(|file| directory.path().join(file).metadata().unwrap().len())
+        .sum()
+}
+
+#[test]
+fn what_nothing_names_any_more_goes_and_the_rest_reads_as_before() {
+    let (directory, repository) = new();
+    let a = record(&repository, "a", 120, 10, 1).unwrap();
+    let b = record(&repository, "b", 120, 10, 2).unwrap();
+    assert_eq!(collect(&repository).unwrap().deleted_packs, 0);
+    let before = stored_bytes(&directory);
+    repository.remove(&name("a")).unwrap();
+    assert!(matches!(
+        repository.recording(&name("a")).err(),
+        Some(Error::NoRecording { .. })
+    ));
+    let plan = repository.gc(GcOptions::default(), &Silent).unwrap();
+    assert!(plan.expected_bytes() > 0 && plan.dead_packs() > 0);
+    let report = plan.run(&Silent).unwrap();
+    assert!(report.freed_bytes > 0 && report.waiting_for.is_empty());
+    assert!(stored_bytes(&directory) + report.freed_bytes <= before + report.written_bytes + 4096);
+    assert_reads(&repository, "b", &b);
+    assert_clean(&repository);
+    // The name is free again, and what was removed does not come back.
+    let again = record(&repository, "a", 120, 3, 1).unwrap();
+    assert_reads(&repository, "a", &again);
+    drop(a);
+}
+
+#[test]
+fn a_trim_cuts_both_ends_and_frees_their_space() {
+    let (directory, repository) = new();
+    let mut history = record(&repository, "a", 120, 30, 3).unwrap();
+    let range = TrimRange {
+        from: Some(CheckpointNo(11)),
+        to: Some(CheckpointNo(19)),
+    };
+    repository.trim(&name("a"), range).unwrap();
+    history.checkpoints.retain(|n, _| (11..=19).contains(n));
+    history.logs.retain(|n, _| (11..19).contains(n));
+    assert_reads(&repository, "a", &history);
+    assert_clean(&repository);
+    let report = collect(&repository).unwrap();
+    assert!(report.freed_bytes > 0);
+    assert!(report.rebased_pages > 0, "{report:?}");
+    let info = repository.recording_info(&name("a")).unwrap();
+    assert_eq!(info.state, RecordingState::Finished);
+    for repository in [
+        &repository,
+        &Repository::open(directory.path().join("r")).unwrap(),
+    ] {
+        assert_reads(repository, "a", &history);
+        assert_clean(repository);
+    }
+    let range = TrimRange {
+        from: Some(CheckpointNo(3)),
+        to: None,
+    };
+    let error = repository.trim(&name("a"), range).unwrap_err();
+    assert!(matches!(error, Error::NoCheckpoint { .. }), "{error}");
+}
+
+#[test]
+fn a_reader_goes_on_after_its_recording_is_removed_and_collected() {
+    let (directory, repository) = new();
+    let a = record(&repository, "a", 80, 12, 5).unwrap();
+    let b = record(&repository, "b", 80, 4, 6).unwrap();
+    let reader = Repository::open(directory.path().join("r")).unwrap();
+    let open = reader.recording(&name("a")).unwrap();
+    assert!(moment(&open, 3).unwrap() == a.checkpoints[&3]);
+    repository.remove(&name("a")).unwrap();
+    collect(&repository).unwrap();
+    for (&number, expected) in &a.checkpoints {
+        assert!(moment(&open, number).unwrap() == *expected);
+    }
+    drop(open);
+    let report = collect(&repository).unwrap();
+    assert!(report.deleted_packs > 0);
+    assert_reads(&repository, "b", &b);
+    assert_clean(&repository);
+}
+
+#[test]
+fn collection_beside_a_live_writer_spares_what_it_refers_to() {
+    let (_directory, repository) = new();
+    let mut removed = Vec::new();
+    for i in 0..3 {
+        let recording = format!("old-{i}");
+        record(&repository, &recording, 80, 6, 40 + i).unwrap();
+        removed.push(recording);
+    }
+    // The same guest as old-1: its writer finds all of its pages.
+    let mut guest = Guest::start(&repository, "live", 80, 41).unwrap();
+    guest.step().unwrap();
+    for recording in removed {
+        repository.remove(&name(&recording)).unwrap();
+        guest.step().unwrap();
+        let report = collect(&repository).unwrap();
+        assert!(report.waiting_for.is_empty(), "{report:?}");
+        assert!(report.freed_bytes > 0);
+        guest.step().unwrap();
+    }
+    for _ in 0..6 {
+        guest.step().unwrap();
+    }
+    let history = guest.finish().unwrap();
+    assert_reads(&repository, "live", &history);
+    assert_clean(&repository);
+    collect(&repository).unwrap();
+    assert_reads(&repository, "live", &history);
+    assert_clean(&repository);
+}
+
+#[test]
+fn many_small_packs_become_few() {
+    let (_directory, repository) = new();
+    let history = record(&repository, "a", 40, 70, 9).unwrap();
+    let report = collect(&repository).unwrap();
+    assert!(report.deleted_packs >= 64, "{report:?}");
+    assert_reads(&repository, "a", &history);
+    assert_clean(&repository);
+    assert_eq!(collect(&repository).unwrap().deleted_packs, 0);
+}
+
+#[test]
+fn retention_keeps_the_newest() {
+    let (_directory, repository) = new();
+    for recording in ["a", "b", "c"] {
+        record(&repository, recording, 8, 1, 1).unwrap();
+    }
+    assert_eq!(repository.prunable(2).unwrap(), [name("a")]);
+    assert_eq!(repository.prunable(5).unwrap(), []);
+}
+
+#[test]
+fn a_copy_stores_only_what_the_target_lacks() {
+    let (_here, repository) = new();
+    let (_there, target) = new();
+    let history = record(&repository, "a", 100, 9, 4).unwrap();
+    let copy = |as_name| repository.copy_to(&name("a"), &target, &name(as_name), &Silent);
+    let first = copy("a").unwrap();
+    assert_eq!((first.checkpoints, first.logs), (9, 8));
+    assert_reads(&target, "a", &history);
+    let second = copy("b").unwrap();
+    assert_eq!(second.new_pages, 0);
+    assert_reads(&target, "b", &history);
+    assert_clean(&target);
+    assert!(matches!(copy("b"), Err(Error::RecordingExists { .. })));
+    // Of a trimmed recording, what is there travels.
+    let range = TrimRange {
+        from: Some(CheckpointNo(2)),
+        to: Some(CheckpointNo(5)),
+    };
+    repository.trim(&name("a"), range).unwrap();
+    assert_eq!(copy("c").unwrap().checkpoints, 4);
+    let c = target.recording(&name("c")).unwrap();
+    assert!(moment(&c, 3).unwrap() == history.checkpoints[&5]);
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing_behind() {
+    struct StopAfter(std::sync::atomic::AtomicU32);
+    impl Progress for StopAfter {
+        fn is_cancelled(&self) -> bool {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 4
+        }
+    }
+    let (_here, repository) = new();
+    let (_there, target) = new();
+    record(&repository, "a", 100, 9, 4).unwrap();
+    let stop = StopAfter(0.into());
+    let error = repository.copy_to(&name("a"), &target, &name("a"), &stop);
+    assert!(matches!(error, Err(Error::Interrupted)));
+    assert_eq!(target.recordings().unwrap().len(), 0);
+    repository
+        .copy_to(&name("a"), &target, &name("a"), &Silent)
+        .unwrap();
+    assert_clean(&target);
+}
+
+#[test]
+fn the_index_is_made_anew_from_the_packs() {
+    let (directory, repository) = new();
+    let history = record(&repository, "a", 60, 12, 8).unwrap();
+    std::fs::remove_dir_all(directory.path().join("r/index")).unwrap();
+    let report = repository.rebuild_index(&Silent).unwrap();
+    assert!(report.items > 0 && report.packs >= 12 && report.unreadable.is_empty());
+    let fresh = Repository::open(directory.path().join("r")).unwrap();
+    assert_reads(&fresh, "a", &history);
+    assert_clean(&fresh);
+    // What is recorded again is found.
+    let copied = fresh
+        .copy_to(&name("a"), &fresh, &name("b"), &Silent)
+        .unwrap();
+    assert_eq!(copied.new_pages, 0);
+}

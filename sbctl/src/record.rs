@@ -1,0 +1,166 @@
+//! `sbctl record`: a guest with a recording.
+
+mod report;
+
+use crate::console;
+use crate::environment::{Environment, Output, recording_name};
+use crate::exit::{Exit, Usage};
+use crate::guest::{ConsoleArgument, Guest, GuestArguments};
+use crate::progress;
+use crate::quantity::{Count, Span};
+use crate::recording::{Accelerator, IntervalLength, Note, PositionsKind, StoreSink};
+use anyhow::{Context, Result};
+use checkpoint_dedup::RecordingName;
+use clap::{Args, ValueEnum};
+use kvm_recorder::{Kicks, Length, Options, Positions, Recorder};
+use machine::units::VirtualNanos;
+use replay_log::RecordingId;
+use report::Report;
+use std::io::IsTerminal;
+
+/// Most steps that a random kick comes late, with `--positions landmark`.
+const LATE_BY_STEPS: u64 = 1_000;
+
+/// Options of `sbctl record`.
+#[derive(Debug, Args)]
+pub(crate) struct RecordArguments {
+    /// Name of the recording
+    #[arg(long, value_name = "NAME", value_parser = recording_name)]
+    name: RecordingName,
+    #[command(flatten)]
+    guest: GuestArguments,
+    /// Guest time from one checkpoint to the next [default: 1s]
+    #[arg(long, value_name = "TIME", conflicts_with = "interval_insns")]
+    interval: Option<Span>,
+    /// Instructions from one checkpoint to the next
+    #[arg(long, value_name = "COUNT")]
+    interval_insns: Option<Count>,
+    /// How the log says where interrupts came
+    #[arg(long, value_enum, default_value_t = PositionsArgument::Count)]
+    positions: PositionsArgument,
+    /// Seed of the random delays of --positions landmark
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    kick_seed: u64,
+    /// Stop after this much guest time
+    #[arg(long, value_name = "TIME")]
+    stop_after: Option<Span>,
+    /// Stop exactly after this many instructions
+    #[arg(long, value_name = "COUNT", conflicts_with = "stop_after")]
+    stop_after_insns: Option<Count>,
+}
+
+/// How positions are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PositionsArgument {
+    /// By counting instructions: exact, on the engine only
+    Count,
+    /// By recognising the guest's state, as recordings of hardware do: the simulator searches
+    Landmark,
+}
+
+fn length_of(time: Option<Span>, insns: Option<Count>) -> Option<Length> {
+    let insns = insns.map(|count| Length::Steps(count.0));
+    let time = time.map(|span| Length::Time(VirtualNanos(span.0.as_nanos() as u64)));
+    insns.or(time)
+}
+
+impl RecordArguments {
+    fn interval(&self) -> Result<Length> {
+        const SECOND: Length = Length::Time(VirtualNanos(1_000_000_000));
+        match length_of(self.interval, self.interval_insns).unwrap_or(SECOND) {
+            Length::Steps(0) | Length::Time(VirtualNanos(0)) => {
+                Err(Usage("an interval must be longer than 0".into()).into())
+            }
+            length => Ok(length),
+        }
+    }
+
+    fn positions(&self) -> Positions {
+        match self.positions {
+            PositionsArgument::Count => Positions::Count,
+            PositionsArgument::Landmark => Positions::Landmark(Kicks::Random {
+                seed: self.kick_seed,
+                late_by_steps: LATE_BY_STEPS,
+            }),
+        }
+    }
+
+    fn note(&self, guest: &Guest, interval: Length) -> Note {
+        Note {
+            version: Note::VERSION,
+            program: concat!("sbctl ", env!("CARGO_PKG_VERSION")).into(),
+            accel: Accelerator::Engine,
+            clock: self.guest.clock.name().into(),
+            positions: match self.positions {
+                PositionsArgument::Count => PositionsKind::Count,
+                PositionsArgument::Landmark => PositionsKind::Landmark,
+            },
+            interval: match interval {
+                Length::Time(time) => IntervalLength::Time(time.0),
+                Length::Steps(steps) => IntervalLength::Insns(steps),
+            },
+            memory_bytes: guest.ram.bytes(),
+            kernel: self.guest.kernel.display().to_string(),
+            initrd: self
+                .guest
+                .initrd
+                .as_ref()
+                .map(|path| path.display().to_string()),
+            command_line: guest.command_line.clone(),
+            cpuid: Note::cpuid_text(&guest.cpuid),
+        }
+    }
+}
+
+/// Records the guest to its end.
+pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Result<Exit> {
+    let on_stdout = arguments.guest.console == ConsoleArgument::Stdio;
+    if on_stdout {
+        environment.require_stdout_free()?;
+    }
+    let interval = arguments.interval()?;
+    let repository = environment.open_or_create()?;
+    let guest = arguments.guest.prepare()?;
+    let note = arguments.note(&guest, interval);
+    let progress = match on_stdout && std::io::stdout().is_terminal() {
+        true => indicatif::ProgressBar::hidden(),
+        false => progress::spinner(),
+    };
+    let memory_bytes = guest.ram.bytes();
+    let (name, note) = (&arguments.name, note.encode());
+    let sink = StoreSink::begin(&repository, name, memory_bytes, note, progress.clone())?;
+    let options = Options {
+        recording: RecordingId(sink.recording_id()),
+        clock: guest.clock,
+        positions: arguments.positions(),
+        interval,
+        stop_after: length_of(arguments.stop_after, arguments.stop_after_insns),
+        queue_pages: Options::DEFAULT_QUEUE_PAGES,
+    };
+    let output = console::output(&arguments.guest.console)?;
+    let recorder = Recorder::new(guest.vcpu, guest.board, guest.ram, options, output)?;
+    let control = recorder.control();
+    environment.interrupt.on_request(move || control.stop());
+    let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
+    let outcome = recorder.record(Box::new(sink.clone()));
+    drop(raw_mode);
+    progress.set_message("waiting for the store");
+    let finished = outcome
+        .map_err(anyhow::Error::from)
+        .and_then(|summary| Ok((summary, sink.finish()?)));
+    progress.finish_and_clear();
+    let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
+    let report = Report::new(&arguments.name, &summary, stored);
+    match environment.output {
+        Output::Json => environment.finish(&report, &report)?,
+        _ => environment.finish_beside_console(&report, &report)?,
+    }
+    Ok(match environment.interrupt.requested() {
+        true => Exit::Interrupted,
+        false => Exit::Done,
+    })
+}
+
+fn ended_early(name: &RecordingName) -> String {
+    format!("recording {name} ended early (its complete intervals are kept: `sbctl show {name}`)")
+}

@@ -1,0 +1,123 @@
+//! One interval.
+
+use super::configuration::Configuration;
+use super::finding::{Finding, Mode};
+use super::results::IntervalResult;
+use crate::recording::{PositionsKind, Source};
+use anyhow::Result;
+use machine::checkpoint::{CheckpointPages, CheckpointSource};
+use machine::cpuid::CpuidTable;
+use machine::ram::Ram;
+use machine::vcpu::{Kick, Vcpu};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tcg_sim::replay::{Interval, Limits, ReplayError, Report, replay};
+use tcg_sim::{Engine, EngineOptions};
+
+/// What all jobs of a worker process share.
+pub(crate) struct Jobs {
+    pub(crate) source: Source,
+    pub(crate) cpuid: CpuidTable,
+    pub(crate) configuration: Configuration,
+    /// Code memory of each engine, in bytes.
+    pub(crate) code_bytes: usize,
+    /// Set when everything is to end.
+    pub(crate) cancel: Arc<AtomicBool>,
+}
+
+impl Jobs {
+    /// Simulates an interval; none if it was cancelled. `running` is told how to kick the engine.
+    pub(crate) fn simulate(
+        &self,
+        interval: u64,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Option<IntervalResult> {
+        match self.try_simulate(interval, running) {
+            Ok(result) => Some(result),
+            Err(error) if is_cancelled(&error) => None,
+            Err(error) => {
+                let finding = Finding::of_error(&error);
+                Some(IntervalResult::without_replay(interval, finding))
+            }
+        }
+    }
+
+    fn try_simulate(&self, number: u64, running: &dyn Fn(Arc<dyn Kick>)) -> Result<IntervalResult> {
+        let recorded: Arc<dyn CheckpointSource> = Arc::new(self.source.interval(number)?);
+        let interval = Interval::load(&*recorded, number)?;
+        let start = interval.start_position();
+        let report = self.replay(&interval, &recorded, Mode::Blocks, running)?;
+        let mut result = IntervalResult {
+            finding: Finding::of(&report, Mode::Blocks, start),
+            instructions: report.steps.0,
+            pages_compared: report.frames_compared,
+            search: report.search.into(),
+            ..IntervalResult::without_replay(number, Finding::Verified)
+        };
+        if self.configuration.paranoid && result.finding.is_verified() {
+            let mode = Mode::OneInstruction;
+            // The other mode is slow: it need not search again.
+            let interval = interval.with_positions(&report.resolved);
+            let report = self.replay(&interval, &recorded, mode, running)?;
+            result.finding = Finding::of(&report, mode, interval.start_position());
+        }
+        Ok(result)
+    }
+
+    /// Replays an interval in its own RAM, which is filled as it is touched and gone afterwards.
+    pub(crate) fn replay(
+        &self,
+        interval: &Interval,
+        recorded: &Arc<dyn CheckpointSource>,
+        mode: Mode,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Result<Report> {
+        let (mut engine, ram) = self.engine(interval, recorded, mode)?;
+        running(engine.kick_handle());
+        let limits = self.limits(interval);
+        Ok(replay(&mut engine, &ram, interval, &**recorded, &limits)?)
+    }
+
+    /// An engine over RAM as it is at the start of the interval.
+    pub(crate) fn engine(
+        &self,
+        interval: &Interval,
+        recorded: &Arc<dyn CheckpointSource>,
+        mode: Mode,
+    ) -> Result<(Engine, Arc<Ram>)> {
+        let pages = CheckpointPages::new(Arc::clone(recorded), interval.number);
+        let ram = Arc::new(Ram::lazy(interval.start.ram_bytes, Arc::new(pages))?);
+        let options = EngineOptions {
+            code_bytes: self.code_bytes,
+            one_instruction_blocks: mode == Mode::OneInstruction,
+        };
+        let engine = Engine::new(Arc::clone(&ram), self.cpuid.clone(), options)?;
+        Ok((engine, ram))
+    }
+
+    /// A guest that goes another way must end some time.
+    pub(crate) fn limits(&self, interval: &Interval) -> Limits {
+        /// More than any CPU retires.
+        const STEPS_PER_NS: u64 = 20;
+        const ALLOWANCE: u64 = 1 << 30;
+        let positions = interval.start.position.zip(interval.end.position);
+        let steps = match (self.source.note.positions, positions) {
+            (PositionsKind::Count, Some((start, end))) => {
+                end.steps.0 - start.steps.0.min(end.steps.0)
+            }
+            _ => {
+                let time = interval.end.time.0.saturating_sub(interval.start.time.0);
+                time.saturating_mul(STEPS_PER_NS)
+            }
+        };
+        Limits {
+            max_steps: steps.saturating_add(ALLOWANCE),
+            cancel: Some(Arc::clone(&self.cancel)),
+            ..Limits::default()
+        }
+    }
+}
+
+pub(crate) fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ReplayError::Cancelled))
+}

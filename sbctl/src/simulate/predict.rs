@@ -1,0 +1,132 @@
+//! What a simulation will take, before it begins.
+
+use super::memory::available_bytes;
+use super::results::Results;
+use crate::quantity::{Bytes, Grouped};
+use crate::recording::Source;
+use anyhow::Result;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+/// Memory of a worker beside guest pages: the engine's tables and translations.
+const WORKER_BYTES: u64 = 24 << 20;
+/// Memory of the worker process that all workers share.
+const SHARED_BYTES: u64 = 384 << 20;
+/// An interval reads about as many pages as it writes, and reads code that nobody wrote.
+const READ_BYTES: u64 = 16 << 20;
+/// Result of an interval without a trace.
+const RESULT_BYTES: u64 = 2 << 10;
+/// Where nothing is known of this host.
+const GUESSED_SPEED: f64 = 100e6;
+
+/// What a simulation will take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Prediction {
+    pub(super) workers: usize,
+    /// Workers that have a CPU and an interval each.
+    pub(super) busy: usize,
+    intervals: u64,
+    /// Absent where the recording does not count.
+    instructions: Option<u64>,
+    time: Option<Duration>,
+    memory_bytes: u64,
+    disk_bytes: u64,
+    from: SpeedFrom,
+}
+
+/// Where the speed is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SpeedFrom {
+    EarlierRun,
+    Guess,
+}
+
+/// Predicts, and chooses the number of workers if it was not asked for.
+pub(super) fn predict(
+    source: &Source,
+    results: &Results,
+    intervals: &[u64],
+    asked: Option<usize>,
+) -> Result<Prediction> {
+    let mut instructions = Some(0);
+    let mut most_pages = 0;
+    for &number in intervals {
+        most_pages = most_pages.max(source.changed(number)?.len() as u64);
+        let positions = [source.position(number)?, source.position(number + 1)?];
+        instructions = match (instructions, positions) {
+            (Some(sum), [Some(start), Some(end)]) => Some(sum + end.steps.0 - start.steps.0),
+            _ => None,
+        };
+    }
+    let worker_bytes = WORKER_BYTES + READ_BYTES + 2 * 4096 * most_pages;
+    let workers = asked.unwrap_or_else(|| default_workers(worker_bytes));
+    let at_once = workers.min(intervals.len()).max(1);
+    let busy = at_once.min(cpus());
+    let (speed, from) = match results.speed()? {
+        Some(speed) => (speed.instructions_per_worker_second, SpeedFrom::EarlierRun),
+        None => (GUESSED_SPEED, SpeedFrom::Guess),
+    };
+    let seconds = instructions.map(|count| count as f64 / speed.max(1.0) / busy as f64);
+    Ok(Prediction {
+        workers,
+        busy,
+        intervals: intervals.len() as u64,
+        instructions,
+        time: seconds.map(|seconds| Duration::from_secs_f64(seconds.min(1e9))),
+        memory_bytes: SHARED_BYTES + at_once as u64 * worker_bytes,
+        disk_bytes: intervals.len() as u64 * RESULT_BYTES,
+        from,
+    })
+}
+
+/// The CPUs of the affinity mask and the control groups.
+pub(super) fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn default_workers(worker_bytes: u64) -> usize {
+    let for_workers = available_bytes().saturating_sub(SHARED_BYTES);
+    let fit = for_workers / worker_bytes.max(1);
+    cpus()
+        .min(usize::try_from(fit).unwrap_or(usize::MAX))
+        .max(1)
+}
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} intervals", self.intervals)?;
+        if let (Some(instructions), Some(time)) = (self.instructions, self.time) {
+            let basis = match self.from {
+                SpeedFrom::EarlierRun => "as the last run here",
+                SpeedFrom::Guess => "a guess, there was no run here",
+            };
+            write!(
+                f,
+                ", {} instructions, about {} ({basis})",
+                Grouped(instructions),
+                Roughly(time),
+            )?;
+        }
+        write!(
+            f,
+            "; {} workers, about {} of memory, {} on disk",
+            self.workers,
+            Bytes(self.memory_bytes),
+            Bytes(self.disk_bytes),
+        )
+    }
+}
+
+/// A duration to one digit or two.
+struct Roughly(Duration);
+
+impl fmt::Display for Roughly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() {
+            seconds @ ..120 => write!(f, "{} s", seconds.max(1)),
+            seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
+            seconds => write!(f, "{} h", seconds / 3600),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What a simulation came to.
+
+use super::configuration::Configuration;
+use super::results::{IntervalResult, Results, Search};
+use super::supervisor::Ran;
+use crate::exit::Exit;
+use crate::quantity::Grouped;
+use crate::recording::{Accelerator, Source};
+use anyhow::Result;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+/// What all results of a configuration come to. Depends on nothing but them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Merged {
+    version: u32,
+    recording: String,
+    id: String,
+    configuration: Configuration,
+    /// What a verified interval is evidence of: the recording was made by these.
+    evidence: Vec<&'static str>,
+    /// Intervals of the recording, as far as it was published.
+    intervals: u64,
+    verified: u64,
+    /// Intervals without a result.
+    missing: Vec<u64>,
+    instructions: u64,
+    pages_compared: u64,
+    search: Search,
+    results: Vec<IntervalResult>,
+}
+
+/// What a run of `simulate` came to.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    recording: String,
+    id: String,
+    evidence: Vec<&'static str>,
+    /// Intervals that were asked for.
+    intervals: u64,
+    /// Of these, proven.
+    verified: u64,
+    /// Of these, simulated by this run; the others were done before.
+    simulated: u64,
+    instructions: u64,
+    host_time_ns: u64,
+    instructions_per_second: f64,
+    crashes: u64,
+    interrupted: bool,
+    out: String,
+    /// Intervals that were asked for and are not verified.
+    failures: Vec<IntervalResult>,
+    /// Intervals that were asked for and have no result.
+    missing: Vec<u64>,
+}
+
+impl Merged {
+    /// Reads all results.
+    pub(crate) fn collect(
+        source: &Source,
+        results: &Results,
+        configuration: &Configuration,
+    ) -> Result<Self> {
+        let mut merged = Self {
+            version: 1,
+            recording: source.info().name.to_string(),
+            id: source.id_text(),
+            configuration: configuration.clone(),
+            evidence: evidence(source, configuration),
+            intervals: 0,
+            verified: 0,
+            missing: Vec::new(),
+            instructions: 0,
+            pages_compared: 0,
+            search: Search::default(),
+            results: Vec::new(),
+        };
+        for interval in source.intervals()? {
+            merged.intervals += 1;
+            let Some(result) = results.get(interval)? else {
+                merged.missing.push(interval);
+                continue;
+            };
+            merged.verified += u64::from(result.finding.is_verified());
+            merged.instructions += result.instructions;
+            merged.pages_compared += result.pages_compared;
+            merged.search.add(result.search);
+            merged.results.push(result);
+        }
+        Ok(merged)
+    }
+}
+
+fn evidence(source: &Source, configuration: &Configuration) -> Vec<&'static str> {
+    let recorder = match source.note.accel {
+        Accelerator::Engine => "same engine",
+        Accelerator::Kvm => "hardware",
+    };
+    let other = configuration.paranoid.then_some("one-instruction blocks");
+    [recorder].into_iter().chain(other).collect()
+}
+
+impl Report {
+    pub(super) fn new(
+        merged: &Merged,
+        results: &Results,
+        wanted: &BTreeSet<u64>,
+        ran: &Ran,
+        host_time: Duration,
+    ) -> Self {
+        let asked = |result: &&IntervalResult| wanted.contains(&result.interval);
+        let failures = merged.results.iter().filter(asked);
+        let failures = failures.filter(|result| !result.finding.is_verified());
+        let failures: Vec<IntervalResult> = failures.cloned().collect();
+        let missing = merged.missing.iter().copied();
+        let missing: Vec<u64> = missing.filter(|number| wanted.contains(number)).collect();
+        let intervals = wanted.len() as u64;
+        Self {
+            recording: merged.recording.clone(),
+            id: merged.id.clone(),
+            evidence: merged.evidence.clone(),
+            intervals,
+            verified: intervals - failures.len() as u64 - missing.len() as u64,
+            simulated: ran.intervals,
+            instructions: ran.instructions,
+            host_time_ns: host_time.as_nanos() as u64,
+            instructions_per_second: ran.instructions as f64 / host_time.as_secs_f64().max(1e-9),
+            crashes: ran.crashes,
+            interrupted: ran.interrupted,
+            out: results.directory().display().to_string(),
+            failures,
+            missing,
+        }
+    }
+
+    /// How the command ends.
+    pub(crate) fn exit(&self) -> Exit {
+        match (self.verified == self.intervals, self.interrupted) {
+            (_, true) => Exit::Interrupted,
+            (true, false) => Exit::Done,
+            (false, false) => Exit::Unverified,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for result in &self.failures {
+            writeln!(f, "interval {} {}", result.interval, result.finding)?;
+        }
+        if let Some(first) = self.failures.first() {
+            let interval = first.interval;
+            writeln!(f, "next: sbctl bisect {} {interval}", self.recording)?;
+        }
+        let evidence = self.evidence.join(", ");
+        writeln!(
+            f,
+            "verified {} of {} ({evidence})",
+            self.verified, self.intervals
+        )?;
+        if self.simulated > 0 {
+            let seconds = self.host_time_ns as f64 / 1e9;
+            writeln!(
+                f,
+                "  simulated  {} intervals, {} instructions in {seconds:.1} s ({:.0} million per \
+                 second)",
+                self.simulated,
+                Grouped(self.instructions),
+                self.instructions_per_second / 1e6,
+            )?;
+        }
+        let before = self.intervals - self.simulated.min(self.intervals);
+        if before > 0 && self.missing.is_empty() {
+            writeln!(f, "  before     {before} intervals were done already")?;
+        }
+        if !self.missing.is_empty() {
+            writeln!(f, "  not done   {} intervals", self.missing.len())?;
+        }
+        write!(f, "  results    {}", self.out)
+    }
+}

@@ -1,0 +1,324 @@
+//! Feeds worker processes, watches them, and tries again what a crash left undone.
+
+use super::configuration::Configuration;
+use super::finding::Finding;
+use super::messages::{Command, Event, Finished, line};
+use super::results::{IntervalResult, Results};
+use crate::environment::Environment;
+use crate::progress;
+use crate::recording::Source;
+use anyhow::{Context, Result, bail};
+use checkpoint_dedup::{RecordingName, RecordingState};
+use indicatif::ProgressBar;
+use std::collections::{BTreeSet, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How often Ctrl-C and a growing recording are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is to be simulated, and how.
+pub(super) struct Order<'a> {
+    pub(super) name: &'a RecordingName,
+    pub(super) configuration: &'a Configuration,
+    pub(super) root: &'a Path,
+    pub(super) parallel: usize,
+    pub(super) follow: bool,
+    /// Whether an interval that a running recording publishes is wanted.
+    pub(super) wants: &'a (dyn Fn(u64) -> bool + Sync),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ran {
+    pub(crate) intervals: u64,
+    pub(crate) instructions: u64,
+    pub(crate) interrupted: bool,
+    /// Processes that died.
+    pub(crate) crashes: u64,
+}
+
+pub(super) struct Supervisor<'a> {
+    order: Order<'a>,
+    environment: &'a Environment,
+    repository: String,
+    source: &'a Source,
+    results: &'a Results,
+    progress: ProgressBar,
+    ran: Mutex<Ran>,
+}
+
+/// A worker process.
+struct Process {
+    child: Child,
+    commands: ChildStdin,
+    events: Receiver<Event>,
+    started: BTreeSet<u64>,
+}
+
+/// How a worker process ended.
+enum Ended {
+    /// All that it was given is done, or it was cancelled.
+    InOrder,
+    /// It died, and these intervals were under way.
+    Died(ExitStatus, BTreeSet<u64>),
+}
+
+impl<'a> Supervisor<'a> {
+    pub(super) fn new(
+        order: Order<'a>,
+        environment: &'a Environment,
+        source: &'a Source,
+        results: &'a Results,
+    ) -> Result<Self> {
+        let path = environment.repository_path()?;
+        let repository = path
+            .to_str()
+            .context("the repository's path is no text")?
+            .to_owned();
+        Ok(Self {
+            order,
+            environment,
+            repository,
+            source,
+            results,
+            progress: progress::bar(0, "intervals"),
+            ran: Mutex::default(),
+        })
+    }
+
+    /// Simulates `todo`, and with `--follow` what the recording still publishes, which is added to
+    /// `wanted`.
+    pub(super) fn run(self, todo: Vec<u64>, wanted: &mut BTreeSet<u64>) -> Result<Ran> {
+        let known = wanted.len() as u64;
+        self.progress.set_length(known);
+        self.progress.set_position(known - todo.len() as u64);
+        self.progress.reset_eta();
+        let mut rest = VecDeque::from(todo);
+        let mut follow = self.order.follow;
+        while !self.interrupted() && (!rest.is_empty() || follow) {
+            match self.pool(&mut rest, &mut follow, wanted)? {
+                Ended::InOrder => {}
+                Ended::Died(status, under_way) => {
+                    self.ran().crashes += 1;
+                    self.progress.suspend(|| {
+                        eprintln!(
+                            "sbctl: the simulating process died ({status}); the intervals under \
+                             way run again, each in a process of its own: {under_way:?}"
+                        );
+                    });
+                    self.alone(&under_way)?;
+                }
+            }
+        }
+        self.progress.finish_and_clear();
+        let mut ran = *self.ran();
+        ran.interrupted = self.interrupted();
+        Ok(ran)
+    }
+
+    fn ran(&self) -> MutexGuard<'_, Ran> {
+        self.ran.lock().expect("no panic under the lock")
+    }
+
+    fn interrupted(&self) -> bool {
+        self.environment.interrupt.requested()
+    }
+
+    /// Simulates with all workers in one process. What was not begun stays in `rest`.
+    fn pool(
+        &self,
+        rest: &mut VecDeque<u64>,
+        follow: &mut bool,
+        wanted: &mut BTreeSet<u64>,
+    ) -> Result<Ended> {
+        let mut process = self.start(self.order.parallel)?;
+        let mut last_look = Instant::now();
+        let mut sent = VecDeque::new();
+        process.send_all(rest, &mut sent);
+        if !*follow {
+            process.send(Command::Last);
+        }
+        let ended = loop {
+            if self.interrupted() {
+                process.send(Command::Cancel);
+            }
+            if *follow && last_look.elapsed() >= LOOK {
+                last_look = Instant::now();
+                *follow = self.look(wanted, rest)?;
+                process.send_all(rest, &mut sent);
+                if !*follow {
+                    process.send(Command::Last);
+                }
+            }
+            match process.events.recv_timeout(LOOK) {
+                Ok(event) => self.note(&mut process, event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break process.end()?,
+            }
+        };
+        if let Ended::Died(..) = &ended {
+            rest.extend(sent.into_iter().filter(|interval| {
+                let settled = self.results.get(*interval).ok().flatten().is_some();
+                !settled && !process.started.contains(interval)
+            }));
+        }
+        Ok(ended)
+    }
+
+    /// Looks what a running recording has published. Returns whether it may publish more.
+    fn look(&self, wanted: &mut BTreeSet<u64>, rest: &mut VecDeque<u64>) -> Result<bool> {
+        // The state first: what comes after the last look at the intervals must not be missed.
+        let running = self.source.refresh()?.state == RecordingState::Running;
+        for interval in self.source.intervals()? {
+            if (self.order.wants)(interval) && wanted.insert(interval) {
+                rest.push_back(interval);
+                self.progress.inc_length(1);
+            }
+        }
+        Ok(running)
+    }
+
+    /// Simulates each interval in a process of its own, as many at once as there are workers.
+    fn alone(&self, intervals: &BTreeSet<u64>) -> Result<()> {
+        let queue = Mutex::new(intervals.iter().copied().collect::<VecDeque<_>>());
+        let next = || queue.lock().expect("no panic under the lock").pop_front();
+        let work = || -> Result<()> {
+            while let Some(interval) = next() {
+                if self.interrupted() {
+                    break;
+                }
+                self.one_alone(interval)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers = self.order.parallel.min(intervals.len());
+            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("supervisors do not panic"))
+        })
+    }
+
+    fn one_alone(&self, interval: u64) -> Result<()> {
+        let mut process = self.start(1)?;
+        process.send(Command::Simulate(interval));
+        process.send(Command::Last);
+        loop {
+            if self.interrupted() {
+                process.send(Command::Cancel);
+            }
+            match process.events.recv_timeout(LOOK) {
+                Ok(event) => self.note(&mut process, event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if let Ended::Died(status, _) = process.end()? {
+            self.ran().crashes += 1;
+            let message = format!("the process that simulated it died ({status})");
+            let result = IntervalResult::without_replay(interval, Finding::Failed { message });
+            self.results.put(&result)?;
+            self.progress.inc(1);
+        }
+        Ok(())
+    }
+
+    fn note(&self, process: &mut Process, event: Event) {
+        let Finished {
+            interval,
+            verified,
+            steps,
+            host_ns: _,
+        } = match event {
+            Event::Started(interval) => {
+                process.started.insert(interval);
+                return;
+            }
+            Event::Finished(finished) => finished,
+        };
+        process.started.remove(&interval);
+        let mut ran = self.ran();
+        ran.intervals += 1;
+        ran.instructions += steps;
+        self.progress.inc(1);
+        if !verified {
+            let message = format!("sbctl: interval {interval} is not verified");
+            self.progress.suspend(|| eprintln!("{message}"));
+        }
+    }
+
+    fn start(&self, parallel: usize) -> Result<Process> {
+        let program = std::env::current_exe().context("where is this program?")?;
+        let mut command = std::process::Command::new(program);
+        command
+            .args(["--repo", &self.repository, "simulate-worker"])
+            .arg(self.order.name.as_str())
+            .args(["--parallel", &parallel.to_string(), "--out"])
+            .arg(self.order.root)
+            .args(self.order.configuration.arguments())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C is for the supervisor, which lets workers end in order.
+            .process_group(0);
+        let mut child = command.spawn().context("cannot start a worker process")?;
+        let commands = child.stdin.take().expect("it is piped");
+        let output = child.stdout.take().expect("it is piped");
+        let (to_events, events) = channel();
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let event = serde_json::from_str(&line);
+                    if event.is_ok_and(|event| to_events.send(event).is_err()) {
+                        return;
+                    }
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(Process {
+            child,
+            commands,
+            events,
+            started: BTreeSet::new(),
+        })
+    }
+}
+
+impl Process {
+    /// A process that has died is found when its events end.
+    fn send(&mut self, command: Command) {
+        let _ = self.commands.write_all(line(&command).as_bytes());
+    }
+
+    fn send_all(&mut self, from: &mut VecDeque<u64>, sent: &mut VecDeque<u64>) {
+        for interval in from.drain(..) {
+            self.send(Command::Simulate(interval));
+            sent.push_back(interval);
+        }
+    }
+
+    /// Waits for the end, which is near: its events have ended.
+    fn end(&mut self) -> Result<Ended> {
+        let status = self
+            .child
+            .wait()
+            .context("cannot wait for a worker process")?;
+        if status.signal().is_none() {
+            return match status.code() {
+                Some(0 | 130) => Ok(Ended::InOrder),
+                _ => bail!("a worker process gave up ({status}); it said why above"),
+            };
+        }
+        if self.started.is_empty() {
+            bail!("a worker process died before it began an interval ({status})");
+        }
+        Ok(Ended::Died(status, std::mem::take(&mut self.started)))
+    }
+}
