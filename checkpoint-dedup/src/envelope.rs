@@ -59,6 +59,12 @@ pub(crate) const CONDEMNED: Kind = Kind {
     version: 1,
     name: "list of condemned packs",
 };
+/// An entry of the catalogue.
+pub(crate) const FACTS: Kind = Kind {
+    magic: *b"SBFACT\r\n",
+    version: 1,
+    name: "catalogue entry",
+};
 pub(crate) const LOCK: Kind = Kind {
     magic: *b"SBLOCK\r\n",
     version: 1,

@@ -56,6 +56,7 @@
 
 mod backend;
 mod cache;
+mod catalogue;
 mod codec;
 mod condemned;
 mod envelope;
@@ -82,8 +83,8 @@ pub use id::{
 pub use lock::Patience;
 pub use maintain::{
     Affected, CheckOptions, CheckReport, CopyReport, Damage, DamageKind, GcOptions, GcPlan,
-    GcReport, Progress, ReadableRun, RebuildReport, RepairAction, RepairPlan, Silent, TrimRange,
-    check, plan_repair,
+    GcReport, MethodStats, Progress, ReadableRun, RebuildReport, RecordingStats, RepairAction,
+    RepairPlan, Silent, Stats, TrimRange, check, plan_repair,
 };
 pub use reader::{Checkpoint, LogSegment, Recording, SpaceView};
 pub use repository::{OpenOptions, RecordingInfo, RecordingState, Repository};

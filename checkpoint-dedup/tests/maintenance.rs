@@ -200,15 +200,62 @@ fn an_interrupted_copy_leaves_nothing_behind() {
 fn the_index_is_made_anew_from_the_packs() {
     let (directory, repository) = new();
     let history = record(&repository, "a", 60, 12, 8).unwrap();
-    std::fs::remove_dir_all(directory.path().join("r/index")).unwrap();
+    let before = repository.stats(None, &Silent).unwrap();
+    assert!(directory.path().join("r/catalogue").exists());
+    for derived in ["index", "catalogue"] {
+        std::fs::remove_dir_all(directory.path().join("r").join(derived)).unwrap();
+    }
     let report = repository.rebuild_index(&Silent).unwrap();
     assert!(report.items > 0 && report.packs >= 12 && report.unreadable.is_empty());
     let fresh = Repository::open(directory.path().join("r")).unwrap();
     assert_reads(&fresh, "a", &history);
     assert_clean(&fresh);
+    let after = fresh.stats(None, &Silent).unwrap();
+    assert_eq!(
+        Stats {
+            index_bytes: 0,
+            ..after
+        },
+        Stats {
+            index_bytes: 0,
+            ..before
+        }
+    );
     // What is recorded again is found.
     let copied = fresh
         .copy_to(&name("a"), &fresh, &name("b"), &Silent)
         .unwrap();
     assert_eq!(copied.new_pages, 0);
+}
+
+#[test]
+fn statistics_add_up() {
+    let (directory, repository) = new();
+    record(&repository, "a", 60, 12, 8).unwrap();
+    record(&repository, "b", 60, 3, 8).unwrap();
+    let stats = repository.stats(None, &Silent).unwrap();
+    let packs: u64 = files(directory.path())
+        .iter()
+        .filter(|file| file.contains("/packs/"))
+        .map(|file| directory.path().join(file).metadata().unwrap().len())
+        .sum();
+    assert_eq!(stats.pack_bytes, packs);
+    let methods = [stats.whole, stats.deltas, stats.chunks];
+    assert!(methods.iter().all(|m| m.items > 0 && m.stored_bytes > 0));
+    let stored: u64 = methods.iter().map(|m| m.stored_bytes).sum();
+    assert!(stored + stats.directory_bytes <= packs && stored * 2 > packs / 4);
+    let [a, b] = &stats.recordings[..] else {
+        panic!("two recordings")
+    };
+    assert_eq!((a.checkpoints, a.logs, b.checkpoints), (12, 11, 3));
+    assert!(a.logical_bytes > 12 * 60 * 4096 && a.unique_bytes < a.logical_bytes);
+    assert!(a.stored_bytes < a.unique_bytes && b.stored_bytes < a.stored_bytes);
+    // The second time, from the catalogue: the same.
+    assert_eq!(repository.stats(None, &Silent).unwrap(), stats);
+    let one = repository.stats(Some(&name("b")), &Silent).unwrap();
+    assert_eq!(one.recordings, stats.recordings[1..]);
+    // While another holds the catalogue, everything works without.
+    let held = sled::open(directory.path().join("r/catalogue")).unwrap();
+    assert_eq!(repository.stats(None, &Silent).unwrap(), stats);
+    drop(held);
 }

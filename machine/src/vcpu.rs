@@ -89,6 +89,9 @@ pub enum VcpuError {
         /// What the source of pages said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Ways to execute the same instructions did not end in the same state.
+    #[error("{0}")]
+    Diverged(Box<dyn std::error::Error + Send + Sync>),
     /// The host refused something.
     #[error("{operation}: {source}")]
     Host {

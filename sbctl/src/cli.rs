@@ -1,7 +1,7 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{diff, log, record, run, show, simulate};
+use crate::{bisect, demo, diff, log, merge, record, run, selfcheck, show, simulate, trace};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -20,14 +20,22 @@ pub(crate) struct Cli {
 /// One command each.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Shows the main job, end to end: records a guest, simulates it in parallel, proves it
+    Demo(demo::DemoArguments),
     /// Runs a guest without recording it
     Run(run::RunArguments),
+    /// Runs a guest and compares the engine's ways to execute it with each other
+    Selfcheck(selfcheck::SelfcheckArguments),
     /// Runs a guest and records it
     Record(record::RecordArguments),
     /// Simulates all intervals of a recording in parallel and verifies each
     Simulate(simulate::SimulateArguments),
     /// Simulates without instruments, only to prove
     Verify(simulate::VerifyArguments),
+    /// Joins the results of several runs, such as the shards of a batch job
+    Merge(merge::MergeArguments),
+    /// Finds the first point at which an interval goes another way
+    Bisect(bisect::BisectArguments),
     /// What `simulate` starts
     #[command(hide = true)]
     SimulateWorker(simulate::WorkerArguments),
@@ -37,4 +45,6 @@ pub(crate) enum Command {
     Log(log::LogArguments),
     /// Compares two checkpoints of a recording
     Diff(diff::DiffArguments),
+    /// Shows what is in a memory trace
+    Trace(trace::TraceArguments),
 }

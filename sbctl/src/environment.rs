@@ -72,6 +72,16 @@ impl Environment {
         }
     }
 
+    /// What a command for this repository needs beside its name: nothing, or `--repo DIR`.
+    pub(crate) fn repository_option(&self) -> String {
+        match &self.repo {
+            Some(path) if std::env::var_os("SBCTL_REPO").as_deref() != Some(path.as_os_str()) => {
+                format!(" --repo {}", path.display())
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Opens the repository, with caches of at most this size.
     pub(crate) fn open_with(&self, caches: CacheLimits) -> Result<Repository> {
         let path = self.repository_path()?;

@@ -1,6 +1,8 @@
 //! How the program ends.
 
 use crate::interrupt::Interrupted;
+use kvm_recorder::RecordError;
+use machine::vcpu::VcpuError;
 use std::process::ExitCode;
 
 /// What a command came to; each has its exit code. 2 is a usage error, which the parser reports.
@@ -50,6 +52,13 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return Some(Exit::Interrupted.code());
         }
+        let diverged = matches!(
+            cause.downcast_ref::<RecordError>(),
+            Some(RecordError::Vcpu(VcpuError::Diverged(_)))
+        );
+        if diverged {
+            return Some(Exit::Unverified.code());
+        }
         let store = cause.downcast_ref::<checkpoint_dedup::Error>();
         store
             .filter(|error| error.is_damage())
@@ -69,7 +78,9 @@ mod tests {
             path: "packs/ab".into(),
             source: FormatError::Checksum,
         };
+        let diverged = RecordError::Vcpu(VcpuError::Diverged("x".into()));
         let rows = [
+            (anyhow::Error::new(diverged), 3),
             (anyhow::Error::new(Usage("no".into())), 2),
             (anyhow::Error::new(Interrupted), 130),
             (anyhow::Error::new(damaged).context("reading"), 3),

@@ -4,8 +4,11 @@
 //! command. Results go to standard output, progress and messages to standard error; errors are
 //! printed here and nowhere else.
 
+mod bisect;
+mod builtin;
 mod cli;
 mod console;
+mod demo;
 mod diff;
 mod ending;
 mod environment;
@@ -13,13 +16,16 @@ mod exit;
 mod guest;
 mod interrupt;
 mod log;
+mod merge;
 mod progress;
 mod quantity;
 mod record;
 mod recording;
 mod run;
+mod selfcheck;
 mod show;
 mod simulate;
+mod trace;
 
 use anyhow::Result;
 use clap::Parser;
@@ -41,13 +47,18 @@ fn main() -> ExitCode {
 fn command(cli: Cli) -> Result<Exit> {
     let environment = &Environment::new(cli.common)?;
     match cli.command {
+        Command::Demo(arguments) => demo::run(arguments, environment),
         Command::Run(arguments) => run::run(arguments, environment),
+        Command::Selfcheck(arguments) => selfcheck::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),
         Command::Simulate(arguments) => simulate::run(arguments, environment),
         Command::Verify(arguments) => simulate::verify(arguments, environment),
+        Command::Merge(arguments) => merge::run(arguments, environment),
+        Command::Bisect(arguments) => bisect::run(arguments, environment),
         Command::SimulateWorker(arguments) => simulate::work(arguments, environment),
         Command::Show(arguments) => show::run(arguments, environment),
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),
+        Command::Trace(arguments) => trace::run(arguments, environment),
     }
 }

@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use kvm_recorder::{Kicks, Length, Options, Positions, Recorder};
 use machine::units::VirtualNanos;
 use replay_log::RecordingId;
-use report::Report;
+pub(crate) use report::Report;
 use std::io::IsTerminal;
 
 /// Most steps that a random kick comes late, with `--positions landmark`.
@@ -65,6 +65,10 @@ fn length_of(time: Option<Span>, insns: Option<Count>) -> Option<Length> {
 }
 
 impl RecordArguments {
+    fn on_stdout(&self) -> bool {
+        self.guest.console == ConsoleArgument::Stdio
+    }
+
     fn interval(&self) -> Result<Length> {
         const SECOND: Length = Length::Time(VirtualNanos(1_000_000_000));
         match length_of(self.interval, self.interval_insns).unwrap_or(SECOND) {
@@ -114,15 +118,27 @@ impl RecordArguments {
 
 /// Records the guest to its end.
 pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Result<Exit> {
-    let on_stdout = arguments.guest.console == ConsoleArgument::Stdio;
-    if on_stdout {
+    if arguments.on_stdout() {
         environment.require_stdout_free()?;
     }
+    let report = execute(&arguments, environment)?;
+    match environment.output {
+        Output::Json => environment.finish(&report, &report)?,
+        _ => environment.finish_beside_console(&report, &report)?,
+    }
+    Ok(match environment.interrupt.requested() {
+        true => Exit::Interrupted,
+        false => Exit::Done,
+    })
+}
+
+/// Records the guest to its end and gives what it came to.
+pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) -> Result<Report> {
     let interval = arguments.interval()?;
     let repository = environment.open_or_create()?;
     let guest = arguments.guest.prepare()?;
     let note = arguments.note(&guest, interval);
-    let progress = match on_stdout && std::io::stdout().is_terminal() {
+    let progress = match arguments.on_stdout() && std::io::stdout().is_terminal() {
         true => indicatif::ProgressBar::hidden(),
         false => progress::spinner(),
     };
@@ -150,15 +166,7 @@ pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Resu
         .and_then(|summary| Ok((summary, sink.finish()?)));
     progress.finish_and_clear();
     let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
-    let report = Report::new(&arguments.name, &summary, stored);
-    match environment.output {
-        Output::Json => environment.finish(&report, &report)?,
-        _ => environment.finish_beside_console(&report, &report)?,
-    }
-    Ok(match environment.interrupt.requested() {
-        true => Exit::Interrupted,
-        false => Exit::Done,
-    })
+    Ok(Report::new(&arguments.name, &summary, stored))
 }
 
 fn ended_early(name: &RecordingName) -> String {

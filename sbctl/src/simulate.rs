@@ -16,9 +16,12 @@ mod predict;
 mod report;
 mod results;
 mod supervisor;
+mod trace;
 mod worker;
 
 pub(crate) use configuration::{Configuration, InstrumentArguments};
+pub(crate) use finding::{Finding, Mode, Register};
+pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::Results;
 pub(crate) use worker::{WorkerArguments, run as work};
@@ -206,7 +209,7 @@ pub(crate) fn execute(
         false => results.verified(&wanted)?,
     };
     let todo: Vec<u64> = wanted.difference(&done).copied().collect();
-    let prediction = predict::predict(&source, &results, &todo, arguments.parallel)?;
+    let prediction = predict::predict(&source, &results, configuration, &todo, arguments.parallel)?;
     if !todo.is_empty() {
         eprintln!("sbctl: {prediction}");
     }

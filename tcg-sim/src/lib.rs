@@ -9,6 +9,7 @@ pub mod instrument;
 mod jit;
 pub mod mmu;
 pub mod replay;
+pub mod selfcheck;
 pub mod sys;
 pub mod trace;
 

@@ -6,6 +6,7 @@
 //! [`replay`], [`Report`]; inside, `run` (the events in order), `place` (finding positions), `choice`
 //! (going back when a landmark was the wrong one), `verify` (the end state).
 
+mod bisect;
 mod choice;
 mod engine;
 mod place;
@@ -14,6 +15,7 @@ mod run;
 mod vcpu;
 mod verify;
 
+pub use bisect::{Comparison, FirstDifference, Side, bisect};
 pub use engine::{Instrumented, replay_with};
 pub use registers::{RegisterDifference, differences as register_differences};
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};

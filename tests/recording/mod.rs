@@ -2,6 +2,7 @@
 
 mod bus;
 mod edited;
+pub mod faulty;
 pub mod linux;
 pub mod programs;
 mod rng;

@@ -237,6 +237,15 @@ impl<F: FileSystem> Backend for Local<F> {
         }
     }
 
+    fn delete_durably(&self, key: &str) -> Result<(), BackendError> {
+        self.delete(key)?;
+        let path = self.path(key);
+        let directory = path.parent().unwrap_or(&self.root);
+        self.files
+            .sync_directory(directory)
+            .map_err(|e| self.fail("sync", directory, e))
+    }
+
     fn sweep(&self) -> Result<u64, BackendError> {
         let directory = self.path("tmp");
         let mut removed = 0;

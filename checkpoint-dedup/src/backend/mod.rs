@@ -34,8 +34,13 @@ pub trait Backend: Send + Sync {
     /// All objects below a prefix (`packs/`), in any order.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, BackendError>;
 
-    /// Removes an object; an absent one is no error.
+    /// Removes an object; an absent one is no error. A crash may bring it back.
     fn delete(&self, key: &str) -> Result<(), BackendError>;
+
+    /// Removes an object for good: no crash brings it back.
+    fn delete_durably(&self, key: &str) -> Result<(), BackendError> {
+        self.delete(key)
+    }
 
     /// Removes what crashed writers left in this place that is no object. Returns its bytes.
     fn sweep(&self) -> Result<u64, BackendError> {

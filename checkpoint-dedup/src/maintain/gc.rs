@@ -78,6 +78,8 @@ pub struct GcPlan {
     /// Bases that go although live items were encoded against them.
     gone: ItemSet,
     pack_bytes: u64,
+    /// The packs that the plan is about, and those that its run has made.
+    packs: HashSet<PackId>,
     parts: AllParts,
 }
 
@@ -160,7 +162,12 @@ impl Repository {
         let parts = self.all_parts()?;
         let kept = self.kept()?;
         let mut live = self.mark(&metas, &parts, &kept, progress)?;
-        let uses = survey(&metas, &sizes, &live);
+        let (uses, mut held) = survey(&metas, &sizes, &live);
+        // What a writer has published since the packs were listed lies in packs of its own.
+        while let Some(item) = live.all.first_not_in(&held) {
+            self.store.index.locate(item)?;
+            held.insert(item);
+        }
         let (mut dead, mut moving, mut staying) = (Vec::new(), Vec::new(), Vec::new());
         let small = |u: &Use| u.file_bytes < SMALL_BYTES;
         let many = uses.iter().filter(|u| u.live_items > 0 && small(u)).count() >= MANY_SMALL;
@@ -192,6 +199,7 @@ impl Repository {
             keep,
             gone,
             pack_bytes: sizes.values().sum(),
+            packs: sizes.into_keys().collect(),
             parts,
             repository: self,
         })
@@ -260,8 +268,12 @@ impl Repository {
 }
 
 /// Counts what each pack holds. An item that is in several packs counts in one of them, rewritten
-/// packs first, so that the older copies go.
-fn survey(metas: &[Arc<PackMeta>], sizes: &BTreeMap<PackId, u64>, live: &Live) -> Vec<Use> {
+/// packs first, so that the older copies go. Also gives all live items that packs hold.
+fn survey(
+    metas: &[Arc<PackMeta>],
+    sizes: &BTreeMap<PackId, u64>,
+    live: &Live,
+) -> (Vec<Use>, ItemSet) {
     let mut metas: Vec<&Arc<PackMeta>> =
         metas.iter().filter(|m| sizes.contains_key(&m.id)).collect();
     metas.sort_by_key(|meta| (!meta.is_rewritten(), meta.id));
@@ -287,7 +299,7 @@ fn survey(metas: &[Arc<PackMeta>], sizes: &BTreeMap<PackId, u64>, live: &Live) -
         }
         out.push(this);
     }
-    out
+    (out, counted)
 }
 
 /// The items to move, and the bases that go although something to be moved needs them: those that
@@ -372,6 +384,7 @@ impl GcPlan {
             mover.pack(&pack.meta, &ids, &keep, &self.gone)?;
         }
         mover.finish()?;
+        self.packs.extend(&mover.written);
         out.written_bytes = mover.written_bytes;
         out.rebased_pages = mover.rebased;
         Ok(())
@@ -426,7 +439,7 @@ impl GcPlan {
     ) -> Result<HashSet<PackId>, Error> {
         let repository = &self.repository;
         let index = &repository.store.index;
-        let mine: HashSet<PackId> = index.present().iter().map(|meta| meta.id).collect();
+        let mine = &self.packs;
         let now = index.list()?;
         let parts = repository.all_parts()?;
         if now.iter().all(|(id, _)| mine.contains(id)) && parts == self.parts {

@@ -11,6 +11,7 @@ mod rebuild;
 mod remove;
 mod repair;
 mod roots;
+mod stats;
 
 pub use check::{Affected, CheckOptions, CheckReport, Damage, DamageKind, check};
 pub use copy::CopyReport;
@@ -19,3 +20,4 @@ pub use progress::{Progress, Silent};
 pub use rebuild::RebuildReport;
 pub use remove::TrimRange;
 pub use repair::{ReadableRun, RepairAction, RepairPlan, plan_repair};
+pub use stats::{MethodStats, RecordingStats, Stats};

@@ -8,7 +8,7 @@ use super::items::ItemSet;
 use crate::codec::group::{BaseRef, Group, GroupKind, Record, encode_chunk, encode_pages};
 use crate::codec::sample::SampleIndex;
 use crate::error::Error;
-use crate::id::{ItemId, Page};
+use crate::id::{ItemId, PackId, Page};
 use crate::index::segment::{self, Covered};
 use crate::index::{Item, PackMeta, fingerprint};
 use crate::pack::{self, NewItem, PackBuilder};
@@ -29,6 +29,8 @@ pub(super) struct Mover<'a> {
     /// For bases that go: an item that was encoded against them and holds much of them.
     heirs: HashMap<Item, Item>,
     covered: Vec<Covered>,
+    /// New packs.
+    pub(super) written: Vec<PackId>,
     /// Bytes of new packs.
     pub(super) written_bytes: u64,
     /// Items encoded anew.
@@ -62,6 +64,7 @@ impl<'a> Mover<'a> {
             raw: 0,
             heirs: HashMap::new(),
             covered: Vec::new(),
+            written: Vec::new(),
             written_bytes: 0,
             rebased: 0,
         }
@@ -231,6 +234,7 @@ impl<'a> Mover<'a> {
             .backend
             .put_if_absent(&pack::key(built.id), &built.file)?;
         self.store.index.insert(built.id, &built.directory);
+        self.written.push(built.id);
         self.covered.push(Covered {
             pack: built.id,
             directory: built.directory,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::progress::{Progress, report};
-use crate::error::Error;
+use crate::catalogue::SledCatalogue;
+use crate::error::{BackendError, Error};
 use crate::id::PackId;
 use crate::index::fingerprint;
 use crate::index::segment::{self, Covered};
@@ -26,8 +27,10 @@ pub struct RebuildReport {
     pub items: u64,
     /// Bytes of the packs' directories.
     pub directory_bytes: u64,
-    /// How long it took.
+    /// How long the index took.
     pub took: Duration,
+    /// How long the catalogue took, for which all of the packs is read.
+    pub catalogue_took: Duration,
 }
 
 impl Repository {
@@ -75,7 +78,31 @@ impl Repository {
             backend.delete(&listed.key)?;
         }
         out.took = start.elapsed();
+        if out.unreadable.is_empty() {
+            let start = Instant::now();
+            self.rebuild_catalogue(progress)?;
+            out.catalogue_took = start.elapsed();
+        }
         Ok(out)
+    }
+
+    /// Throws the catalogue away and gathers everything in it again.
+    fn rebuild_catalogue(&self, progress: &dyn Progress) -> Result<(), Error> {
+        let Some(directory) = self.store.backend.directory() else {
+            return Ok(());
+        };
+        let path = directory.join("catalogue");
+        let removed = match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        removed.map_err(|source| BackendError {
+            action: "remove",
+            path: path.display().to_string(),
+            source,
+        })?;
+        let catalogue = SledCatalogue::open(directory)?;
+        self.stats_with(None, &catalogue, progress).map(drop)
     }
 
     fn cover(&self, id: PackId) -> Result<(Covered, u64), Error> {

@@ -32,7 +32,7 @@ impl Repository {
         }
         let backend = &self.store.backend;
         // The removal is this one deletion.
-        backend.delete(&recording::name_key(name))?;
+        backend.delete_durably(&recording::name_key(name))?;
         if !self.leased()?.contains(&start.recording) {
             for part in self.parts(start.recording)? {
                 backend.delete(&recording::key(start.recording, part))?;

@@ -17,11 +17,11 @@ pub(crate) struct Report {
     #[serde(skip)]
     sentence: &'static str,
     /// Absent where the vCPU does not count.
-    instructions: Option<u64>,
+    pub(crate) instructions: Option<u64>,
     guest_time_ns: u64,
-    host_time_ns: u64,
-    intervals: u64,
-    dirty_pages: u64,
+    pub(crate) host_time_ns: u64,
+    pub(crate) intervals: u64,
+    pub(crate) dirty_pages: u64,
     copied_on_write_pages: u64,
     pause_p50_ns: u64,
     pause_p99_ns: u64,
@@ -30,13 +30,13 @@ pub(crate) struct Report {
     stalled_ns: u64,
     /// Share of the host time for which the guest stood still: pauses and waits.
     held_up: f64,
-    log_bytes: u64,
+    pub(crate) log_bytes: u64,
     log_events_bytes: u64,
     reads: u64,
     interrupts: u64,
     device_writes: u64,
     landmarks: u64,
-    store: Stored,
+    pub(crate) store: Stored,
 }
 
 impl Report {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use tcg_sim::EngineCounters;
+use tcg_sim::selfcheck::Compared;
 
 /// How and when a guest ended.
 #[derive(Debug, Serialize)]
@@ -28,14 +29,20 @@ pub(crate) struct Report {
     host_time_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_hash: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_windows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_instructions: Option<u64>,
     /// What the engine counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     engine: BTreeMap<&'static str, u64>,
     /// Instructions that the engine executed in Rust.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     engine_executed: BTreeMap<String, u64>,
 }
 
 impl Report {
-    pub(crate) fn new(summary: &Summary, counters: &EngineCounters) -> Self {
+    pub(crate) fn new(summary: &Summary) -> Self {
         let ending = Ending::from(summary.reason);
         Self {
             end: ending.code,
@@ -45,8 +52,10 @@ impl Report {
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
             state_hash: None,
-            engine: counters.rows().into_iter().collect(),
-            engine_executed: counters.executed_by_mnemonic().into_iter().collect(),
+            compared_windows: None,
+            compared_instructions: None,
+            engine: BTreeMap::new(),
+            engine_executed: BTreeMap::new(),
         }
     }
 
@@ -56,6 +65,18 @@ impl Report {
             true => Exit::Done,
             false => Exit::Failed,
         }
+    }
+
+    /// Adds how much was executed in other ways and came to the same.
+    pub(crate) fn set_compared(&mut self, compared: Option<Compared>) {
+        self.compared_windows = compared.map(|compared| compared.windows);
+        self.compared_instructions = compared.map(|compared| compared.steps);
+    }
+
+    /// Adds what the engine counted.
+    pub(crate) fn set_engine(&mut self, counters: &EngineCounters) {
+        self.engine = counters.rows().into_iter().collect();
+        self.engine_executed = counters.executed_by_mnemonic().into_iter().collect();
     }
 
     /// Adds the hash of the final state.
@@ -75,7 +96,17 @@ impl fmt::Display for Report {
             Grouped(self.instructions),
             self.guest_time_ns as f64 / 1e9,
             self.instructions as f64 / 1e6 / host_seconds.max(1e-9),
-        )
+        )?;
+        if let (Some(windows), Some(steps)) = (self.compared_windows, self.compared_instructions) {
+            write!(
+                f,
+                "\nsbctl: {} instructions in {} windows came to the same state in one-instruction blocks \
+                 and from a cold start",
+                Grouped(steps),
+                Grouped(windows),
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) const ENGINE: &str =
 /// Which instruments.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InstrumentArguments {
-    /// What is observed; may be given more than once [default: none]
+    /// What is observed; may be given more than once [default: count]
     #[arg(long = "instrument", value_name = "WHAT", value_enum)]
     pub(crate) instruments: Vec<Instrument>,
 }
@@ -22,6 +22,10 @@ pub(crate) struct InstrumentArguments {
 pub(crate) enum Instrument {
     /// Nothing: only that the interval ends as recorded
     None,
+    /// Instructions by privilege level, branches, memory reads and writes, deliveries
+    Count,
+    /// A stored trace of every access to memory
+    Mem,
 }
 
 /// What makes results of two runs the same results, beside the recording and the interval.
@@ -38,6 +42,9 @@ pub(crate) struct Configuration {
 impl Configuration {
     pub(crate) fn new(arguments: &InstrumentArguments, paranoid: bool) -> Self {
         let mut instruments: BTreeSet<Instrument> = arguments.instruments.iter().copied().collect();
+        if instruments.is_empty() {
+            instruments.insert(Instrument::Count);
+        }
         instruments.remove(&Instrument::None);
         Self {
             engine: ENGINE.into(),
@@ -48,8 +55,13 @@ impl Configuration {
 
     /// Without instruments.
     pub(crate) fn bare(paranoid: bool) -> Self {
-        let instruments = Vec::new();
+        let instruments = vec![Instrument::None];
         Self::new(&InstrumentArguments { instruments }, paranoid)
+    }
+
+    /// Whether an instrument is among them.
+    pub(crate) fn has(&self, instrument: Instrument) -> bool {
+        self.instruments.contains(&instrument)
     }
 
     /// The name of a folder for its results.
@@ -65,7 +77,8 @@ impl Configuration {
 
     /// The arguments with which a worker process has the same configuration.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let instruments = self.instruments.iter();
+        let instruments = [Instrument::None];
+        let instruments = instruments.iter().chain(&self.instruments);
         let mut arguments: Vec<String> = instruments
             .flat_map(|instrument| ["--instrument".into(), instrument.name()])
             .collect();

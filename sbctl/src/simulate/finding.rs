@@ -53,7 +53,7 @@ pub(crate) struct Difference {
     /// How the engine executed.
     pub(crate) mode: Mode,
     /// Since the start of the interval.
-    pub(crate) instructions: Option<u64>,
+    pub(crate) after_instructions: Option<u64>,
     /// Since the start of the recording, where it counts.
     pub(crate) position: Option<String>,
     pub(crate) io_steps: u64,
@@ -106,7 +106,7 @@ impl Difference {
         let steps = position.map(|position| position.steps.0.saturating_sub(start.steps.0));
         Self {
             mode,
-            instructions: steps,
+            after_instructions: steps,
             position: position.map(|position| position.to_string()),
             io_steps: io_steps.0,
             rip: format!("{rip:#x}"),
@@ -143,7 +143,7 @@ impl From<&RegisterDifference> for Register {
 
 impl Finding {
     /// What a replay came to.
-    pub(super) fn of(report: &Report, mode: Mode, start: Position) -> Self {
+    pub(crate) fn of(report: &Report, mode: Mode, start: Position) -> Self {
         match &report.outcome {
             tcg_sim::replay::Outcome::Verified => Self::Verified,
             tcg_sim::replay::Outcome::Diverged(divergence) => {
@@ -182,7 +182,7 @@ fn is_damage(cause: &(dyn Error + 'static)) -> bool {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.instructions {
+        match self.after_instructions {
             Some(instructions) => write!(f, "after {instructions} instructions")?,
             None => write!(f, "after {} I/O steps", self.io_steps)?,
         }

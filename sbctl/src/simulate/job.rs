@@ -1,8 +1,9 @@
 //! One interval.
 
-use super::configuration::Configuration;
+use super::configuration::{Configuration, Instrument};
 use super::finding::{Finding, Mode};
-use super::results::IntervalResult;
+use super::results::{IntervalResult, Results};
+use super::trace::TraceInProgress;
 use crate::recording::{PositionsKind, Source};
 use anyhow::Result;
 use machine::checkpoint::{CheckpointPages, CheckpointSource};
@@ -11,7 +12,8 @@ use machine::ram::Ram;
 use machine::vcpu::{Kick, Vcpu};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tcg_sim::replay::{Interval, Limits, ReplayError, Report, replay};
+use tcg_sim::instrument::Instruments;
+use tcg_sim::replay::{Instrumented, Interval, Limits, ReplayError, Report, replay_with};
 use tcg_sim::{Engine, EngineOptions};
 
 /// What all jobs of a worker process share.
@@ -30,9 +32,10 @@ impl Jobs {
     pub(crate) fn simulate(
         &self,
         interval: u64,
+        results: &Results,
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Option<IntervalResult> {
-        match self.try_simulate(interval, running) {
+        match self.try_simulate(interval, results, running) {
             Ok(result) => Some(result),
             Err(error) if is_cancelled(&error) => None,
             Err(error) => {
@@ -42,12 +45,29 @@ impl Jobs {
         }
     }
 
-    fn try_simulate(&self, number: u64, running: &dyn Fn(Arc<dyn Kick>)) -> Result<IntervalResult> {
+    fn try_simulate(
+        &self,
+        number: u64,
+        results: &Results,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Result<IntervalResult> {
         let recorded: Arc<dyn CheckpointSource> = Arc::new(self.source.interval(number)?);
         let interval = Interval::load(&*recorded, number)?;
         let start = interval.start_position();
-        let report = self.replay(&interval, &recorded, Mode::Blocks, running)?;
+        let (mut instruments, mut trace) = (Instruments::none(), None);
+        if self.configuration.has(Instrument::Count) {
+            instruments = instruments.with_counts();
+        }
+        if self.configuration.has(Instrument::Mem) {
+            let (file, sink) = TraceInProgress::create(results.trace_path(number), number)?;
+            instruments = instruments.with_memory_trace(sink);
+            trace = Some(file);
+        }
+        let Instrumented { report, counts } =
+            self.replay_with(&interval, &recorded, Mode::Blocks, instruments, running)?;
         let mut result = IntervalResult {
+            counts,
+            trace: trace.map(TraceInProgress::finish).transpose()?,
             finding: Finding::of(&report, Mode::Blocks, start),
             instructions: report.steps.0,
             pages_compared: report.frames_compared,
@@ -72,10 +92,31 @@ impl Jobs {
         mode: Mode,
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Result<Report> {
+        let none = Instruments::none();
+        let replayed = self.replay_with(interval, recorded, mode, none, running)?;
+        Ok(replayed.report)
+    }
+
+    fn replay_with(
+        &self,
+        interval: &Interval,
+        recorded: &Arc<dyn CheckpointSource>,
+        mode: Mode,
+        instruments: Instruments,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Result<Instrumented> {
         let (mut engine, ram) = self.engine(interval, recorded, mode)?;
         running(engine.kick_handle());
         let limits = self.limits(interval);
-        Ok(replay(&mut engine, &ram, interval, &**recorded, &limits)?)
+        let (engine, recorded) = (&mut engine, &**recorded);
+        Ok(replay_with(
+            engine,
+            &ram,
+            interval,
+            recorded,
+            &limits,
+            instruments,
+        )?)
     }
 
     /// An engine over RAM as it is at the start of the interval.

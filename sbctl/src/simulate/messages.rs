@@ -31,6 +31,7 @@ pub(super) struct Finished {
     pub(super) interval: u64,
     pub(super) verified: bool,
     pub(super) steps: u64,
+    pub(super) trace_bytes: u64,
     pub(super) host_ns: u64,
 }
 

@@ -1,7 +1,8 @@
 //! What a simulation will take, before it begins.
 
+use super::configuration::{Configuration, Instrument};
 use super::memory::available_bytes;
-use super::results::Results;
+use super::results::{Results, Speed};
 use crate::quantity::{Bytes, Grouped};
 use crate::recording::Source;
 use anyhow::Result;
@@ -19,6 +20,9 @@ const READ_BYTES: u64 = 16 << 20;
 const RESULT_BYTES: u64 = 2 << 10;
 /// Where nothing is known of this host.
 const GUESSED_SPEED: f64 = 100e6;
+/// With a memory trace: times as slow, and bytes per instruction.
+const TRACING_SLOWER: f64 = 5.0;
+const TRACE_BYTES: f64 = 1.0;
 
 /// What a simulation will take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +50,7 @@ enum SpeedFrom {
 pub(super) fn predict(
     source: &Source,
     results: &Results,
+    configuration: &Configuration,
     intervals: &[u64],
     asked: Option<usize>,
 ) -> Result<Prediction> {
@@ -64,10 +69,12 @@ pub(super) fn predict(
     let at_once = workers.min(intervals.len()).max(1);
     let busy = at_once.min(cpus());
     let (speed, from) = match results.speed()? {
-        Some(speed) => (speed.instructions_per_worker_second, SpeedFrom::EarlierRun),
-        None => (GUESSED_SPEED, SpeedFrom::Guess),
+        Some(speed) => (speed, SpeedFrom::EarlierRun),
+        None => (guess(configuration), SpeedFrom::Guess),
     };
-    let seconds = instructions.map(|count| count as f64 / speed.max(1.0) / busy as f64);
+    let per_second = speed.instructions_per_worker_second.max(1.0) * busy as f64;
+    let seconds = instructions.map(|count| count as f64 / per_second);
+    let traces = instructions.map_or(0.0, |count| count as f64 * speed.bytes_per_instruction);
     Ok(Prediction {
         workers,
         busy,
@@ -75,9 +82,22 @@ pub(super) fn predict(
         instructions,
         time: seconds.map(|seconds| Duration::from_secs_f64(seconds.min(1e9))),
         memory_bytes: SHARED_BYTES + at_once as u64 * worker_bytes,
-        disk_bytes: intervals.len() as u64 * RESULT_BYTES,
+        disk_bytes: intervals.len() as u64 * RESULT_BYTES + traces as u64,
         from,
     })
+}
+
+/// What is usual, where nothing is known of this host.
+fn guess(configuration: &Configuration) -> Speed {
+    let traced = configuration.has(Instrument::Mem);
+    let (slower, bytes_per_instruction) = match traced {
+        true => (TRACING_SLOWER, TRACE_BYTES),
+        false => (1.0, 0.0),
+    };
+    Speed {
+        instructions_per_worker_second: GUESSED_SPEED / slower,
+        bytes_per_instruction,
+    }
 }
 
 /// The CPUs of the affinity mask and the control groups.

@@ -1,16 +1,17 @@
 //! What a simulation came to.
 
-use super::configuration::Configuration;
+use super::configuration::{Configuration, Instrument};
 use super::results::{IntervalResult, Results, Search};
 use super::supervisor::Ran;
 use crate::exit::Exit;
-use crate::quantity::Grouped;
+use crate::quantity::{Bytes, Grouped};
 use crate::recording::{Accelerator, Source};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
+use tcg_sim::instrument::Counts;
 
 /// What all results of a configuration come to. Depends on nothing but them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +30,12 @@ pub(crate) struct Merged {
     instructions: u64,
     pages_compared: u64,
     search: Search,
+    /// With the instrument `count`.
+    counts: Option<Counts>,
+    /// With the instrument `mem`: accesses in all traces, and their bytes on disk.
+    traced_accesses: Option<u64>,
+    trace_bytes: Option<u64>,
+    /// In order.
     results: Vec<IntervalResult>,
 }
 
@@ -39,17 +46,22 @@ pub(crate) struct Report {
     id: String,
     evidence: Vec<&'static str>,
     /// Intervals that were asked for.
-    intervals: u64,
+    pub(crate) intervals: u64,
     /// Of these, proven.
-    verified: u64,
+    pub(crate) verified: u64,
     /// Of these, simulated by this run; the others were done before.
     simulated: u64,
     instructions: u64,
-    host_time_ns: u64,
+    pub(crate) host_time_ns: u64,
     instructions_per_second: f64,
+    /// Of the intervals that were asked for, with the instrument `count`.
+    counts: Option<Counts>,
+    /// Of the intervals that were asked for, with the instrument `mem`.
+    pub(crate) traced_accesses: Option<u64>,
+    pub(crate) trace_bytes: Option<u64>,
     crashes: u64,
     interrupted: bool,
-    out: String,
+    pub(crate) out: String,
     /// Intervals that were asked for and are not verified.
     failures: Vec<IntervalResult>,
     /// Intervals that were asked for and have no result.
@@ -75,6 +87,9 @@ impl Merged {
             instructions: 0,
             pages_compared: 0,
             search: Search::default(),
+            counts: configuration.has(Instrument::Count).then(Counts::default),
+            traced_accesses: configuration.has(Instrument::Mem).then_some(0),
+            trace_bytes: configuration.has(Instrument::Mem).then_some(0),
             results: Vec::new(),
         };
         for interval in source.intervals()? {
@@ -87,6 +102,13 @@ impl Merged {
             merged.instructions += result.instructions;
             merged.pages_compared += result.pages_compared;
             merged.search.add(result.search);
+            if let (Some(sum), Some(counts)) = (&mut merged.counts, result.counts) {
+                *sum += counts;
+            }
+            if let Some(trace) = &result.trace {
+                merged.traced_accesses = merged.traced_accesses.map(|sum| sum + trace.accesses);
+                merged.trace_bytes = merged.trace_bytes.map(|sum| sum + trace.bytes);
+            }
             merged.results.push(result);
         }
         Ok(merged)
@@ -111,7 +133,14 @@ impl Report {
         host_time: Duration,
     ) -> Self {
         let asked = |result: &&IntervalResult| wanted.contains(&result.interval);
-        let failures = merged.results.iter().filter(asked);
+        let all = || merged.results.iter().filter(asked);
+        let counts = merged
+            .counts
+            .map(|_| all().filter_map(|result| result.counts).sum());
+        let traces = || all().filter_map(|result| result.trace.as_ref());
+        let sum_accesses = |_| traces().map(|trace| trace.accesses).sum();
+        let sum_bytes = |_| traces().map(|trace| trace.bytes).sum();
+        let failures = all();
         let failures = failures.filter(|result| !result.finding.is_verified());
         let failures: Vec<IntervalResult> = failures.cloned().collect();
         let missing = merged.missing.iter().copied();
@@ -127,12 +156,21 @@ impl Report {
             instructions: ran.instructions,
             host_time_ns: host_time.as_nanos() as u64,
             instructions_per_second: ran.instructions as f64 / host_time.as_secs_f64().max(1e-9),
+            counts,
+            traced_accesses: merged.traced_accesses.map(sum_accesses),
+            trace_bytes: merged.trace_bytes.map(sum_bytes),
             crashes: ran.crashes,
             interrupted: ran.interrupted,
             out: results.directory().display().to_string(),
             failures,
             missing,
         }
+    }
+
+    /// What results that others made come to.
+    pub(crate) fn of_merge(merged: &Merged, results: &Results, wanted: &BTreeSet<u64>) -> Self {
+        let (ran, time) = (Ran::default(), Duration::ZERO);
+        Self::new(merged, results, wanted, &ran, time)
     }
 
     /// How the command ends.
@@ -142,6 +180,49 @@ impl Report {
             (true, false) => Exit::Done,
             (false, false) => Exit::Unverified,
         }
+    }
+}
+
+impl Report {
+    fn write_instruments(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(counts) = &self.counts {
+            let Counts {
+                instructions,
+                branches,
+                branches_taken,
+                data,
+                exceptions,
+                interrupts,
+                ..
+            } = counts;
+            let kernel = instructions[..3].iter().sum();
+            writeln!(
+                f,
+                "  executed   {} kernel and {} user instructions, {} branches ({:.0} % taken)",
+                Grouped(kernel),
+                Grouped(instructions[3]),
+                Grouped(*branches),
+                100.0 * *branches_taken as f64 / (*branches).max(1) as f64,
+            )?;
+            writeln!(
+                f,
+                "  memory     {} reads, {} writes; {} exceptions, {} interrupts",
+                Grouped(data.reads),
+                Grouped(data.writes),
+                Grouped(*exceptions),
+                Grouped(*interrupts),
+            )?;
+        }
+        if let (Some(accesses), Some(bytes)) = (self.traced_accesses, self.trace_bytes) {
+            writeln!(
+                f,
+                "  trace      {} accesses in {} ({:.2} bytes each)",
+                Grouped(accesses),
+                Bytes(bytes),
+                bytes as f64 / accesses.max(1) as f64,
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -175,6 +256,7 @@ impl fmt::Display for Report {
         if before > 0 && self.missing.is_empty() {
             writeln!(f, "  before     {before} intervals were done already")?;
         }
+        self.write_instruments(f)?;
         if !self.missing.is_empty() {
             writeln!(f, "  not done   {} intervals", self.missing.len())?;
         }

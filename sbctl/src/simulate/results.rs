@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/recording.json              which recording the results are of
 //! ROOT/CONFIGURATION/00000012.json the result of interval 12
+//! ROOT/CONFIGURATION/00000012.trace its memory trace, with the instrument `mem`
 //! ROOT/CONFIGURATION/merged.json   all of them, in order
 //! ROOT/CONFIGURATION/speed.json    how fast this host was, for predictions
 //! ```
@@ -14,6 +15,7 @@ use super::configuration::Configuration;
 use super::finding::Finding;
 use super::report::Merged;
 use super::supervisor::Ran;
+use super::trace::TraceResult;
 use crate::recording::Source;
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
@@ -22,6 +24,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tcg_sim::instrument::Counts;
 use tcg_sim::replay::SearchCounts;
 
 /// The version of the files here.
@@ -39,6 +42,12 @@ pub(crate) struct IntervalResult {
     pub(crate) pages_compared: u64,
     /// What searching for landmarks took.
     pub(crate) search: Search,
+    /// With the instrument `count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) counts: Option<Counts>,
+    /// With the instrument `mem`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) trace: Option<TraceResult>,
 }
 
 /// What searching for landmarks took; all 0 where the recording counts.
@@ -90,6 +99,8 @@ impl IntervalResult {
             instructions: 0,
             pages_compared: 0,
             search: Search::default(),
+            counts: None,
+            trace: None,
         }
     }
 }
@@ -106,6 +117,9 @@ struct OfRecording {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Speed {
     pub(crate) instructions_per_worker_second: f64,
+    /// Bytes of results per instruction.
+    #[serde(default)]
+    pub(crate) bytes_per_instruction: f64,
 }
 
 /// The results of one recording and configuration.
@@ -150,6 +164,46 @@ impl Results {
             None => write_json(&path, &this)?,
         }
         Ok(Self { directory })
+    }
+
+    /// Opens results that are there already; none if there are none of this configuration.
+    pub(crate) fn open(
+        root: &Path,
+        source: &Source,
+        configuration: &Configuration,
+    ) -> Result<Option<Self>> {
+        let directory = root.join(configuration.key());
+        let found = read_json::<OfRecording>(&root.join("recording.json"))?;
+        let same = found.is_some_and(|found| found.id == source.id_text());
+        Ok((same && directory.is_dir()).then_some(Self { directory }))
+    }
+
+    /// Takes over the result of an interval from other results, unless a proven one is here.
+    pub(crate) fn take(&self, other: &Self, interval: u64) -> Result<()> {
+        let proven = |result: &IntervalResult| result.finding.is_verified();
+        match (self.get(interval)?, other.get(interval)?) {
+            (Some(here), _) if proven(&here) => Ok(()),
+            (_, Some(there)) => {
+                if let Some(trace) = &there.trace {
+                    self.take_file(other, &trace.file)?;
+                }
+                self.put(&there)
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
+    fn take_file(&self, other: &Self, name: &str) -> Result<()> {
+        let place = self.directory.join(name);
+        let beside = place.with_extension(format!("trace-new-{}", std::process::id()));
+        std::fs::copy(other.directory.join(name), &beside)
+            .and_then(|_| std::fs::rename(&beside, &place))
+            .with_context(|| format!("cannot copy {name} to {}", self.directory.display()))
+    }
+
+    /// Where the memory trace of an interval belongs.
+    pub(super) fn trace_path(&self, interval: u64) -> PathBuf {
+        self.directory.join(format!("{interval:08}.trace"))
     }
 
     /// The folder.
@@ -202,6 +256,7 @@ impl Results {
         }
         let speed = Speed {
             instructions_per_worker_second: ran.instructions as f64 / seconds,
+            bytes_per_instruction: ran.trace_bytes as f64 / ran.instructions as f64,
         };
         write_json(&self.directory.join("speed.json"), &speed)
     }

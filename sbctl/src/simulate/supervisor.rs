@@ -38,6 +38,7 @@ pub(super) struct Order<'a> {
 pub(crate) struct Ran {
     pub(crate) intervals: u64,
     pub(crate) instructions: u64,
+    pub(crate) trace_bytes: u64,
     pub(crate) interrupted: bool,
     /// Processes that died.
     pub(crate) crashes: u64,
@@ -58,7 +59,9 @@ struct Process {
     child: Child,
     commands: ChildStdin,
     events: Receiver<Event>,
+    /// Intervals that are under way.
     started: BTreeSet<u64>,
+    finished: BTreeSet<u64>,
 }
 
 /// How a worker process ended.
@@ -162,11 +165,10 @@ impl<'a> Supervisor<'a> {
                 Err(RecvTimeoutError::Disconnected) => break process.end()?,
             }
         };
-        if let Ended::Died(..) = &ended {
-            rest.extend(sent.into_iter().filter(|interval| {
-                let settled = self.results.get(*interval).ok().flatten().is_some();
-                !settled && !process.started.contains(interval)
-            }));
+        if let Ended::Died(_, under_way) = &ended {
+            sent.retain(|interval| !process.finished.contains(interval));
+            sent.retain(|interval| !under_way.contains(interval));
+            rest.extend(sent);
         }
         Ok(ended)
     }
@@ -220,8 +222,11 @@ impl<'a> Supervisor<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        if let Ended::Died(status, _) = process.end()? {
+        if let Ended::Died(status, under_way) = process.end()? {
             self.ran().crashes += 1;
+            if under_way.is_empty() {
+                return Ok(());
+            }
             let message = format!("the process that simulated it died ({status})");
             let result = IntervalResult::without_replay(interval, Finding::Failed { message });
             self.results.put(&result)?;
@@ -235,6 +240,7 @@ impl<'a> Supervisor<'a> {
             interval,
             verified,
             steps,
+            trace_bytes,
             host_ns: _,
         } = match event {
             Event::Started(interval) => {
@@ -244,9 +250,11 @@ impl<'a> Supervisor<'a> {
             Event::Finished(finished) => finished,
         };
         process.started.remove(&interval);
+        process.finished.insert(interval);
         let mut ran = self.ran();
         ran.intervals += 1;
         ran.instructions += steps;
+        ran.trace_bytes += trace_bytes;
         self.progress.inc(1);
         if !verified {
             let message = format!("sbctl: interval {interval} is not verified");
@@ -287,6 +295,7 @@ impl<'a> Supervisor<'a> {
             commands,
             events,
             started: BTreeSet::new(),
+            finished: BTreeSet::new(),
         })
     }
 }
@@ -316,7 +325,7 @@ impl Process {
                 _ => bail!("a worker process gave up ({status}); it said why above"),
             };
         }
-        if self.started.is_empty() {
+        if self.started.is_empty() && self.finished.is_empty() {
             bail!("a worker process died before it began an interval ({status})");
         }
         Ok(Ended::Died(status, std::mem::take(&mut self.started)))

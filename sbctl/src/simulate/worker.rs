@@ -147,6 +147,7 @@ impl Shared {
                 interval,
                 verified: result.finding.is_verified(),
                 steps: result.instructions,
+                trace_bytes: result.trace.as_ref().map_or(0, |trace| trace.bytes),
                 host_ns: start.elapsed().as_nanos() as u64,
             }))?;
         }
@@ -162,7 +163,7 @@ impl Shared {
                 kick.kick();
             }
         };
-        let work = AssertUnwindSafe(|| self.jobs.simulate(interval, &running));
+        let work = AssertUnwindSafe(|| self.jobs.simulate(interval, &self.results, &running));
         let result = catch_unwind(work).unwrap_or_else(|panic| {
             let message = format!("the simulator panicked: {}", words(&*panic));
             let finding = Finding::Failed { message };

@@ -25,6 +25,9 @@ impl Engine {
         match self.access(va, access, one_step) {
             Ok(Some(addend)) => {
                 self.env().core.t1 = addend;
+                if let Some(gfn) = self.soft.direct_frame(va, addend).filter(|_| !one_step) {
+                    self.soft.probed().map((site.block, site.index), va, gfn);
+                }
                 Next::Resume(direct)
             }
             Ok(None) => {
@@ -105,11 +108,8 @@ impl Engine {
             let bytes = usize::from(access.bytes);
             let gpa = mapping.gpa;
             self.note(va, access, Piece { gpa, bytes }, None);
-        } else if watched || table {
+        } else if !watched && !table {
             // A store to a table might be about to change what maps the table itself.
-            let gfn = mapping.gpa.gfn();
-            soft.probed().map(va, gfn);
-        } else {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))

@@ -352,7 +352,7 @@ impl Engine {
         self.soft.env().core.interrupt_flag != 0 && self.cpu.shadow == Shadow::None
     }
 
-    pub(super) fn position_now(&self) -> Position {
+    pub(crate) fn position_now(&self) -> Position {
         let budget = self.soft.core().budget;
         let steps = Steps(self.deadline.wrapping_sub(budget as u64));
         Position {

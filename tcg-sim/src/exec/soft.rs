@@ -411,7 +411,6 @@ impl Soft {
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
         let cached = self.is_cached(page, mode, wrote);
         self.counters.slow_cached += u64::from(cached);
-        self.probed().map(va, gfn);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -429,6 +428,13 @@ impl Soft {
             }
             self.frames.note_write_tag(gfn, page);
         }
+    }
+
+    /// The frame that an addend leads to, if it is one of RAM.
+    pub(crate) fn direct_frame(&self, va: u64, addend: u64) -> Option<Gfn> {
+        let offset = va.wrapping_add(addend).wrapping_sub(self.direct.base());
+        let gfn = GuestPhys(offset).gfn();
+        self.is_ram(gfn).then_some(gfn)
     }
 
     /// Host address minus linear address of a byte of RAM.

@@ -137,7 +137,11 @@ impl Engine {
                 self.soft.probed().iterate(1, None);
                 self.iterated(1);
             }
-            _ => self.retire(Branch::of(instruction)),
+            _ => {
+                let taken = self.cpu.rip != instruction.next_ip();
+                self.soft.probe.note_taken(taken);
+                self.retire(Branch::of(instruction))
+            }
         }
         if let Outcome::AddressSpace { .. } = outcome {
             self.soft.switch_space(self.cpu.cr3);

@@ -2,12 +2,12 @@
 
 use super::Direction;
 use crate::jit::block::MemoryAccess;
-use iced_x86::{FlowControl, Instruction};
+use iced_x86::{FlowControl, Instruction, Mnemonic};
 
 /// How an instruction transfers control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Branch {
-    /// Or not: Jcc, LOOP, JRCXZ and their like.
+    /// Or not: Jcc, LOOP, JRCXZ and their like, INTO.
     Conditional,
     /// Always.
     Always,
@@ -16,6 +16,9 @@ pub(crate) enum Branch {
 impl Branch {
     /// The kind of an instruction that transfers control.
     pub(crate) fn of(instruction: &Instruction) -> Option<Self> {
+        if instruction.mnemonic() == Mnemonic::Into {
+            return Some(Self::Conditional);
+        }
         match instruction.flow_control() {
             FlowControl::ConditionalBranch => Some(Self::Conditional),
             FlowControl::UnconditionalBranch

@@ -172,6 +172,14 @@ impl MemoryTrace {
             word.set(header | (index as u64) << 48);
             core.trace += 8 + 8 * facts.accesses_before(index) as u64;
         }
+        // What came before accesses that are no more comes before what follows.
+        let here = self.here(core) as u32;
+        for event in self.events.iter_mut().rev() {
+            if event.at <= here {
+                break;
+            }
+            event.at = here;
+        }
     }
 
     /// The block that was left last did not retire its last instruction.
@@ -194,9 +202,12 @@ impl MemoryTrace {
         self.events.push(Event { at, what });
     }
 
-    /// A linear page means a frame in the present address space.
-    pub(crate) fn map(&mut self, page: u64, frame: u64, core: &Core) {
-        self.event(What::Map { page, frame }, core);
+    /// A linear page means a frame in the present address space, from access `access` of the block
+    /// that runs.
+    pub(crate) fn map(&mut self, access: usize, page: u64, frame: u64, core: &Core) {
+        let at = (self.here(core) + 1 + access) as u32;
+        let what = What::Map { page, frame };
+        self.events.push(Event { at, what });
     }
 
     /// The address space changes.
@@ -324,7 +335,7 @@ impl MemoryTrace {
 
     /// Blocks get new numbers from now on.
     pub(crate) fn forget_blocks(&mut self) {
-        self.assembly.local.clear();
+        self.assembly.forget_blocks();
     }
 
     fn close(&mut self, cache: &CodeCache, core: &mut Core) {
@@ -350,21 +361,27 @@ impl MemoryTrace {
         let end = self.here(core);
         let events = std::mem::take(&mut self.events);
         let given = std::mem::take(&mut self.given);
-        let (mut next, mut rest, mut at) = (events.iter().peekable(), &given[..], 0);
+        let mut queue = Queue {
+            events: &events,
+            given: &given,
+        };
+        let mut at = 0;
         loop {
-            while let Some(event) = next.next_if(|event| event.at as usize <= at) {
-                self.assembly.event(&event.what, &mut rest);
+            while let Some(what) = queue.due(at) {
+                self.assembly.event(what, &mut queue.given);
             }
             if at >= end {
                 break;
             }
-            at += self.assembly.word(&self.words[at..end], cache);
+            at += self
+                .assembly
+                .word(&self.words[at..end], at, &mut queue, cache);
             if self.assembly.is_full() {
                 self.hand_out();
             }
         }
         debug_assert!(
-            next.peek().is_none() && rest.is_empty(),
+            queue.events.is_empty() && queue.given.is_empty(),
             "events are in order"
         );
         (self.events, self.given) = (events, given);
@@ -377,12 +394,32 @@ impl MemoryTrace {
     }
 }
 
+/// Events that are still to come.
+struct Queue<'a> {
+    events: &'a [Event],
+    given: &'a [Given],
+}
+
+impl<'a> Queue<'a> {
+    /// The next event, if it comes before word `at`.
+    fn due(&mut self, at: usize) -> Option<&'a What> {
+        let (event, rest) = self.events.split_first()?;
+        if event.at as usize > at {
+            return None;
+        }
+        self.events = rest;
+        Some(&event.what)
+    }
+}
+
 /// Puts a chunk together.
 #[derive(Default)]
 struct Assembly {
     builder: ChunkBuilder,
-    /// Numbers of blocks in the chunk, by their numbers in the cache.
-    local: HashMap<u32, u32>,
+    /// Numbers of blocks in the chunk, by their numbers in the cache; [`ABSENT`] where it has none.
+    local: Vec<u32>,
+    /// The blocks that have one.
+    present: Vec<u32>,
     page: u64,
     space: u64,
     /// Whether the chunk says which page and which space it begins in.
@@ -394,6 +431,9 @@ struct Assembly {
     /// The last pages that need no saying, by low bits of their number.
     recent: Recent,
 }
+
+/// No number of a block.
+const ABSENT: u32 = u32::MAX;
 
 struct Recent(Box<[u64; 1024]>);
 
@@ -413,7 +453,7 @@ impl Assembly {
         let start = self.builder.position();
         let full = std::mem::replace(&mut self.builder, ChunkBuilder::new(start));
         self.forget_said();
-        self.local.clear();
+        self.forget_blocks();
         self.placed = false;
         (!full.is_empty()).then(|| full.finish())
     }
@@ -425,6 +465,12 @@ impl Assembly {
     fn moved(&mut self, position: Position, cr3: u64) {
         self.builder = ChunkBuilder::new(position);
         self.space = cr3;
+    }
+
+    fn forget_blocks(&mut self) {
+        for id in self.present.drain(..) {
+            self.local[id as usize] = ABSENT;
+        }
     }
 
     fn forget_said(&mut self) {
@@ -439,8 +485,14 @@ impl Assembly {
         }
     }
 
-    /// Takes the record at the front of the words; returns how many it has.
-    fn word(&mut self, words: &[Cell<u64>], cache: &CodeCache) -> usize {
+    /// Takes the record at the front of the words, word `at` of the buffer; returns how many it has.
+    fn word(
+        &mut self,
+        words: &[Cell<u64>],
+        at: usize,
+        queue: &mut Queue<'_>,
+        cache: &CodeCache,
+    ) -> usize {
         let word = words[0].get();
         if word & PAGE != 0 {
             self.page = word & !PAGE;
@@ -467,9 +519,17 @@ impl Assembly {
         );
         if usize::from(from) < to {
             self.place();
-            for address in &words[1 + first..1 + behind] {
-                self.address(address.get());
+            let addresses = &words[1 + first..1 + behind];
+            for (index, address) in addresses.iter().enumerate() {
+                while let Some(what) = queue.due(at + 1 + first + index) {
+                    self.event(what, &mut queue.given);
+                }
+                let page = address.get() >> 12;
+                if self.recent.0[page as usize & 1023] != page {
+                    self.meet(page, index);
+                }
             }
+            self.builder.addresses_of(addresses.iter().map(Cell::get));
             let local = self.local(id, block, facts);
             self.builder
                 .run(local, from as u8, to as u8, end & TAKEN != 0);
@@ -478,27 +538,34 @@ impl Assembly {
     }
 
     fn local(&mut self, id: u32, block: &Block, facts: &BlockFacts) -> u32 {
-        let builder = &mut self.builder;
-        *self
-            .local
-            .entry(id)
-            .or_insert_with(|| builder.block(traced(block, facts)))
+        match self.local.get(id as usize) {
+            Some(&local) if local != ABSENT => local,
+            _ => self.new_local(id, traced(block, facts)),
+        }
     }
 
-    fn address(&mut self, va: u64) {
-        let page = va >> 12;
-        let recent = &mut self.recent.0[page as usize & 1023];
-        if *recent != page {
-            *recent = page;
-            let frames = self.spaces.entry(self.space).or_default();
-            let frame = *frames
-                .get(&page)
-                .expect("it was mapped before it was accessed");
-            if self.said.insert(page, frame) != Some(frame) {
-                self.builder.map(page, frame);
-            }
+    #[cold]
+    fn new_local(&mut self, id: u32, block: TracedBlock) -> u32 {
+        let index = id as usize;
+        if self.local.len() <= index {
+            self.local.resize(index + 1, ABSENT);
         }
-        self.builder.address(va);
+        self.local[index] = self.builder.block(block);
+        self.present.push(id);
+        self.local[index]
+    }
+
+    /// A page is met, by the address `ahead` of the next, that may have to be said.
+    #[cold]
+    fn meet(&mut self, page: u64, ahead: usize) {
+        self.recent.0[page as usize & 1023] = page;
+        let frames = self.spaces.entry(self.space).or_default();
+        let frame = *frames
+            .get(&page)
+            .expect("it was mapped before it was accessed");
+        if self.said.insert(page, frame) != Some(frame) {
+            self.builder.map(page, frame, ahead);
+        }
     }
 
     fn event(&mut self, what: &What, given: &mut &[Given]) {

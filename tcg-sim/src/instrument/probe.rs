@@ -276,10 +276,13 @@ impl Probed<'_> {
         }
     }
 
-    /// Translated code may from now on access a linear page directly.
-    pub(crate) fn map(self, va: u64, gfn: Gfn) {
-        if let Some(memory) = &mut self.probe.memory {
-            memory.map(va / PAGE_BYTES, gfn.0, self.core);
+    /// Instruction `index` of a block accesses a linear page directly, and perhaps others after it.
+    pub(crate) fn map(self, (id, index): (BlockId, u16), va: u64, gfn: Gfn) {
+        if let Some(memory) = &mut self.probe.memory
+            && let Some(facts) = facts_of(self.cache.block(id))
+        {
+            let access = facts.accesses_before(index.into());
+            memory.map(access, va / PAGE_BYTES, gfn.0, self.core);
         }
     }
 

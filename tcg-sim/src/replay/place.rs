@@ -43,7 +43,7 @@ impl<V: ReplayVcpu> Run<'_, V> {
         }
     }
 
-    fn run_to_count(&mut self, goal: Position) -> Way<()> {
+    pub(super) fn run_to_count(&mut self, goal: Position) -> Way<()> {
         loop {
             let here = self.position()?;
             if here == goal {

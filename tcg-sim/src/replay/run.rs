@@ -151,11 +151,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     /// The next state that fits the landmark at which `choice` was made, and on from there.
     fn go_on_from(&mut self, choice: Choice) -> Way<()> {
         self.search.backtracks += 1;
-        self.vcpu.request_interrupt_window(false);
-        self.vcpu.rewind(&choice.cpu, choice.position)?;
-        self.cursor = choice.cursor;
-        self.halted = choice.cpu.activity == Activity::Halted;
-        self.resolved.truncate(self.cursor.applied);
+        self.restore(&choice)?;
         let interval = self.interval;
         match interval.segment.events.get(self.cursor.next) {
             Some(Event::Async(event)) => {
@@ -173,6 +169,16 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
         }
     }
 
+    /// Goes back to a state whose RAM is there again.
+    pub(super) fn restore(&mut self, choice: &Choice) -> Result<(), VcpuError> {
+        self.vcpu.request_interrupt_window(false);
+        self.vcpu.rewind(&choice.cpu, choice.position)?;
+        self.cursor = choice.cursor;
+        self.halted = choice.cpu.activity == Activity::Halted;
+        self.resolved.truncate(self.cursor.applied);
+        Ok(())
+    }
+
     fn match_again(&mut self, at: &EventPosition, check: &Check) -> Way<()> {
         let EventPosition::Landmark(landmark) = at else {
             unreachable!("choices are made at landmarks");
@@ -185,21 +191,57 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     fn go_on(&mut self) -> Way<()> {
         let interval = self.interval;
         while let Some(event) = interval.segment.events.get(self.cursor.next) {
-            match event {
-                Event::Read(read) => self.run_to_read(read)?,
-                Event::Async(event) => {
-                    self.run_to(&event.at, &event.check)?;
-                    self.check(&event.check)?;
-                    self.apply(event)?;
-                }
-            }
+            self.run_through(event)?;
         }
         let Some(end) = &interval.segment.end else {
             let here = Observation::Position(self.position()?);
             return Err(self.diverged(Observation::LogEnds, here));
         };
         self.run_to(&end.at, &end.check)?;
-        self.check(&end.check)?;
+        self.check_end()
+    }
+
+    fn run_through(&mut self, event: &Event) -> Way<()> {
+        match event {
+            Event::Read(read) => self.run_to_read(read),
+            Event::Async(event) => {
+                self.run_to(&event.at, &event.check)?;
+                self.check(&event.check)?;
+                self.apply(event)
+            }
+        }
+    }
+
+    /// Replays up to `goal`, before what happens there, or to the end if that is not behind it: then
+    /// true, and [`Run::check_end`] is what is left to do.
+    pub(super) fn run_until(&mut self, goal: Position) -> Way<bool> {
+        let interval = self.interval;
+        loop {
+            let place = self.bound();
+            let next = interval.segment.events.get(self.cursor.next);
+            let at_end = self.bound.0.end > interval.segment.events.len();
+            match (next, &interval.segment.end) {
+                (Some(event), _) if place < goal => self.run_through(event)?,
+                (None, Some(end)) if place <= goal => {
+                    self.run_to(&end.at, &end.check)?;
+                    return Ok(true);
+                }
+                (Some(event), Some(_)) if at_end && place <= goal => self.run_through(event)?,
+                _ => return self.run_to_count(goal).map(|()| false),
+            }
+        }
+    }
+
+    /// The end of the interval, where it is known, else the step limit.
+    pub(super) fn last_position(&self) -> Position {
+        self.find_bound(self.interval.segment.events.len()).1
+    }
+
+    /// Compares the state here, at the end of the interval, with the recording.
+    pub(super) fn check_end(&mut self) -> Way<()> {
+        if let Some(end) = &self.interval.segment.end {
+            self.check(&end.check)?;
+        }
         self.verify()
     }
 

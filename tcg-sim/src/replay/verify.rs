@@ -57,7 +57,11 @@ pub(super) fn end_state(
 }
 
 /// The quadword with the first byte that differs.
-fn first_bytes(gfn: Gfn, expected: &PageBytes, actual: &PageBytes) -> (Observation, Observation) {
+pub(super) fn first_bytes(
+    gfn: Gfn,
+    expected: &PageBytes,
+    actual: &PageBytes,
+) -> (Observation, Observation) {
     let pairs = expected.chunks_exact(8).zip(actual.chunks_exact(8));
     let (index, (expected, actual)) = pairs
         .enumerate()

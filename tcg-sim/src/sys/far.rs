@@ -352,9 +352,11 @@ pub(super) fn iret(ctx: &mut Context) -> Result<Outcome, Fault> {
     }
     let size = operand_size(ctx.instr.code());
     let [rip, cs, flags] = ctx.peek::<3>(0, size)?;
-    if !ctx.is_compat() {
-        ctx.peek::<2>(3 * size as u64, size)?;
-    }
+    let stack_at = 3 * size as u64;
+    let stack = match ctx.is_compat() {
+        false => Some(ctx.peek::<2>(stack_at, size)?),
+        true => None,
+    };
     let target = return_target(ctx, Selector(cs as u16), rip)?;
     let changeable = iret_flags(ctx, size);
     if ctx.is_compat() && target.cpl == ctx.cpl() {
@@ -365,7 +367,10 @@ pub(super) fn iret(ctx: &mut Context) -> Result<Outcome, Fault> {
         ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (flags & changeable);
         return Ok(Outcome::Mode);
     }
-    let [rsp, ss] = ctx.peek::<2>(3 * size as u64, size)?;
+    let [rsp, ss] = match stack {
+        Some(stack) => stack,
+        None => ctx.peek::<2>(stack_at, size)?,
+    };
     let ss = Selector(ss as u16);
     let ss_descriptor = descriptor::stack_descriptor(ctx.cpu, ctx.bus, ss, target.cpl)?;
     check_rip(&target)?;

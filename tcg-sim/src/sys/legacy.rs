@@ -116,7 +116,7 @@ pub(super) fn ascii_multiply(ctx: &mut Context) -> Result<Outcome, Fault> {
         return Err(Fault::plain(vector::DE));
     }
     let al = ctx.register(Register::AL);
-    ctx.set_register(Register::AX, (al / base) << 8 | al % base);
+    ctx.set_register(Register::AX, ((al / base) << 8) | (al % base));
     set_result_flags(ctx, al % base);
     clear_undefined(ctx);
     Ok(Outcome::Next)
@@ -126,7 +126,7 @@ pub(super) fn ascii_multiply(ctx: &mut Context) -> Result<Outcome, Fault> {
 pub(super) fn ascii_divide(ctx: &mut Context) -> Result<Outcome, Fault> {
     let base = u64::from(ctx.instr.immediate8());
     let ax = ctx.register(Register::AX);
-    let (low, tens) = (ax & 0xff, (ax >> 8) * base & 0xff);
+    let (low, tens) = (ax & 0xff, ((ax >> 8) * base) & 0xff);
     let value = (low + tens) & 0xff;
     ctx.set_register(Register::AX, value);
     set_result_flags(ctx, value);

@@ -234,21 +234,23 @@ impl ChunkBuilder {
         self.0.blocks.len() as u32 - 1
     }
 
-    pub(crate) fn map(&mut self, page: u64, frame: u64) {
-        let at = self.0.addresses.len() as u32;
+    /// A page is a frame from the address on that comes `ahead` of the next.
+    pub(crate) fn map(&mut self, page: u64, frame: u64, ahead: usize) {
+        let at = (self.0.addresses.len() + ahead) as u32;
         self.0.maps.push(Map { at, page, frame });
     }
 
-    pub(crate) fn address(&mut self, va: u64) {
-        self.0.addresses.push(va);
-        self.0.accesses += 1;
+    pub(crate) fn addresses_of(&mut self, addresses: impl ExactSizeIterator<Item = u64>) {
+        self.0.accesses += addresses.len() as u64;
+        self.0.addresses.extend(addresses);
     }
 
     /// Instructions `from..to` of a block, whose addresses were given already; `taken` if the last is
     /// a conditional branch that was taken.
     pub(crate) fn run(&mut self, block: u32, from: u8, to: u8, taken: bool) {
-        self.0.records.extend([tag::RUN, from, to, taken.into()]);
-        self.0.records.extend(block.to_le_bytes());
+        let [a, b, c, d] = block.to_le_bytes();
+        let record = [tag::RUN, from, to, taken.into(), a, b, c, d];
+        self.0.records.extend_from_slice(&record);
         self.steps(u64::from(to - from));
     }
 
@@ -380,8 +382,8 @@ mod tests {
                 direction: Direction::Update,
             }],
         });
-        builder.map(0x60, 0x70);
-        builder.address(0x6_0008);
+        builder.map(0x60, 0x70, 0);
+        builder.addresses_of([0x6_0008].into_iter());
         builder.run(block, 0, 2, true);
         let given = |second| Given {
             va: 0x6_0ffc,

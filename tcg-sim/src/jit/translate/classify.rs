@@ -280,7 +280,8 @@ pub(crate) fn is_done_in_compat(instruction: &Instruction, mode: Mode) -> bool {
             instruction.code(),
             Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 | Code::Leavew
         );
-    !mode.has_odd_code() && !short_transfer && !(bit_string && address_bytes(instruction) == 2)
+    let short_bit_string = bit_string && address_bytes(instruction) == 2;
+    !(mode.has_odd_code() || short_transfer || short_bit_string)
 }
 
 /// The segment register through which an instruction accesses memory and which is odd.

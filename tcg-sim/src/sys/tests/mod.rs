@@ -1,5 +1,6 @@
 //! Tests of system semantics on flat RAM with real page tables.
 
+mod compat;
 mod debugging;
 mod delivery;
 mod registers;
@@ -273,7 +274,9 @@ impl Machine {
     }
 
     fn decode(&self, bytes: &[u8]) -> Instruction {
-        let instr = Decoder::with_ip(64, bytes, self.cpu.rip, DecoderOptions::NONE).decode();
+        let long = self.cpu.segs[Seg::Cs as usize].long_mode();
+        let bitness = if long { 64 } else { 32 };
+        let instr = Decoder::with_ip(bitness, bytes, self.cpu.rip, DecoderOptions::NONE).decode();
         assert!(
             !instr.is_invalid() && instr.len() == bytes.len(),
             "{bytes:02x?}"

@@ -67,14 +67,7 @@ fn iret_checks() {
         (0x9000, USER_CS, KERNEL_DS, Err(Fault::gp(0x18))),
         (0x9000, KERNEL_CS, ABSENT, Err(Fault::ss(0x78))),
         (0x8000_0000_0000, USER_CS, USER_DS, Err(Fault::GP0)),
-        (
-            0x9000,
-            CODE32 | 3,
-            USER_DS,
-            Ok(Outcome::Limit(
-                "transfer to a compatibility-mode code segment",
-            )),
-        ),
+        (0x9000, CODE32 | 3, USER_DS, Ok(Outcome::Mode)),
     ];
     for (rip, cs, ss, expected) in cases {
         let mut machine = Machine::new();

@@ -1,0 +1,282 @@
+//! The engine compared with itself while a guest runs.
+//!
+//! [`SelfChecked`] is a vCPU: an engine that works as ever, and beside it, for windows of the
+//! execution that a [`Plan`] names, two more ways to the same state. Each starts at the window's first
+//! position from a copy of registers and RAM, hence with no translation and no cached address, and
+//! gets what the devices gave the first: one in blocks, one in one-instruction blocks whose every
+//! access is checked in Rust. At the window's end registers and all of RAM must be the same three
+//! times. Where they are not, [`Divergence`] names the first step that differs.
+
+mod difference;
+mod window;
+
+pub use difference::{Divergence, FirstDifference, Way};
+
+use crate::exec::{Engine, EngineOptions};
+use machine::cpuid::CpuidTable;
+use machine::ram::{Ram, RamError};
+use machine::state::CpuState;
+use machine::units::{GuestPhys, Position, Steps, Vector};
+use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use std::sync::{Arc, Mutex};
+use window::{Call, Window};
+
+/// Which parts of an execution are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps from the start of one window to the start of the next.
+    pub every: u64,
+    /// Steps of a window, at least 1 and at most `every`; where it equals `every`, all is compared.
+    pub length: u64,
+    /// Step at which the first window starts.
+    pub from: u64,
+}
+
+impl Default for Plan {
+    /// One step in a hundred, in windows short enough to go unnoticed.
+    fn default() -> Self {
+        Self {
+            every: 50_000_000,
+            length: 500_000,
+            from: 0,
+        }
+    }
+}
+
+/// What was compared so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Windows that ended in the same state three times.
+    pub windows: u64,
+    /// Steps in them.
+    pub steps: u64,
+}
+
+/// Counts that can be read while the vCPU belongs to another.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Mutex<Compared>>);
+
+impl Progress {
+    /// The counts now.
+    pub fn get(&self) -> Compared {
+        *self.0.lock().expect("no panic under the lock")
+    }
+
+    fn add(&self, steps: u64) {
+        let mut counts = self.0.lock().expect("no panic under the lock");
+        counts.windows += 1;
+        counts.steps += steps;
+    }
+}
+
+/// An engine that is compared with itself.
+pub struct SelfChecked {
+    engine: Engine,
+    ram: Arc<Ram>,
+    ways: window::Ways,
+    plan: Plan,
+    /// The window that is open.
+    window: Option<Window>,
+    /// Step at which the next window opens or the open one closes.
+    turn: u64,
+    progress: Progress,
+}
+
+impl SelfChecked {
+    /// An engine over `ram` that is compared as `plan` says. Takes twice the memory of the guest again
+    /// while windows are compared.
+    ///
+    /// # Errors
+    /// As [`Engine::new`], or memory that the host refuses.
+    pub fn new(
+        ram: Arc<Ram>,
+        cpuid: CpuidTable,
+        options: EngineOptions,
+        plan: Plan,
+    ) -> Result<Self, VcpuError> {
+        let engine = Engine::new(ram.clone(), cpuid.clone(), options.clone())?;
+        Self::around(engine, ram, cpuid, options, plan)
+    }
+
+    /// As [`Self::new`], around an engine that already is at its first position.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn around(
+        engine: Engine,
+        ram: Arc<Ram>,
+        cpuid: CpuidTable,
+        options: EngineOptions,
+        plan: Plan,
+    ) -> Result<Self, VcpuError> {
+        if plan.length == 0 || plan.length > plan.every {
+            return Err(VcpuError::Protocol(
+                "a window has at least one step and at most the distance to the next",
+            ));
+        }
+        let ways = window::Ways::new(ram.bytes(), &cpuid, &options)?;
+        Ok(Self {
+            engine,
+            ram,
+            ways,
+            plan,
+            window: None,
+            turn: plan.from,
+            progress: Progress::default(),
+        })
+    }
+
+    /// Counts of what was compared.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+
+    /// Gives the way that starts cold another CPUID table, so that tests see how a difference is found.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[doc(hidden)]
+    pub fn replace_cold_table(&mut self, cpuid: CpuidTable) -> Result<(), VcpuError> {
+        self.ways.replace_cold(&cpuid)
+    }
+
+    fn here(&self) -> Position {
+        self.engine.position_now()
+    }
+
+    fn record(&mut self, call: Call) {
+        if let Some(window) = &mut self.window {
+            window.calls.push(call);
+        }
+    }
+
+    /// Closes and opens windows that are due.
+    fn take_turn(&mut self) -> Result<(), VcpuError> {
+        if self.here().steps.0 < self.turn {
+            return Ok(());
+        }
+        self.close()?;
+        let here = self.here();
+        let Plan {
+            every,
+            length,
+            from,
+        } = self.plan;
+        let into = (here.steps.0.max(from) - from) % every;
+        if into < length {
+            let state = self.engine.save()?;
+            self.ways.remember(&self.ram).map_err(lost)?;
+            self.window = Some(Window::at(here, state));
+            self.turn = here.steps.0 + (length - into);
+        } else {
+            self.turn = here.steps.0 + (every - into);
+        }
+        Ok(())
+    }
+
+    /// Compares the open window up to here, if there is one.
+    fn close(&mut self) -> Result<(), VcpuError> {
+        let Some(window) = self.window.take() else {
+            return Ok(());
+        };
+        let (state, end) = (self.engine.save()?, self.here());
+        if end == window.start {
+            return Ok(());
+        }
+        match self.ways.compare(&window, &state, end, &self.ram)? {
+            None => self.progress.add(end.steps.0 - window.start.steps.0),
+            Some(divergence) => return Err(VcpuError::Diverged(Box::new(divergence))),
+        }
+        Ok(())
+    }
+}
+
+fn lost(source: RamError) -> VcpuError {
+    VcpuError::PageLoad {
+        address: GuestPhys(0),
+        source: Box::new(source),
+    }
+}
+
+impl Vcpu for SelfChecked {
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        loop {
+            self.take_turn()?;
+            let turn = Position {
+                steps: Steps(self.turn),
+                rep_iterations: 0,
+            };
+            let bound = until.map_or(turn, |until| until.min(turn));
+            let exit = self.engine.run(Some(bound))?;
+            let end = self.here();
+            self.record(Call::Run { exit, end });
+            let own_bound = exit == Exit::Reached && until.is_none_or(|until| end < until);
+            if !own_bound {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
+        self.engine.complete_read(value)?;
+        self.record(Call::CompleteRead(value));
+        Ok(())
+    }
+
+    fn rip(&mut self) -> Result<u64, VcpuError> {
+        self.engine.rip()
+    }
+
+    fn position(&self) -> Option<Position> {
+        self.engine.position()
+    }
+
+    fn interrupt_window_open(&self) -> bool {
+        self.engine.interrupt_window_open()
+    }
+
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        self.engine.request_interrupt_window(wanted);
+    }
+
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
+        self.engine.inject_interrupt(vector)?;
+        self.record(Call::Inject(vector));
+        Ok(())
+    }
+
+    /// Compares what of a window is done, since this may be the end.
+    fn save(&mut self) -> Result<CpuState, VcpuError> {
+        let state = self.engine.save()?;
+        if self.window.is_some() {
+            self.close()?;
+            self.turn = self.here().steps.0;
+        }
+        Ok(state)
+    }
+
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.window = None;
+        self.turn = position.steps.0.max(self.plan.from);
+        self.engine.load(state, position)
+    }
+
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
+        if self.window.is_some() {
+            let mut content = vec![0; bytes as usize];
+            // Bytes beyond RAM were not written either.
+            if self.ram.read(start, &mut content).is_ok() {
+                self.record(Call::RamWritten { start, content });
+            }
+        }
+        self.engine.ram_written(start, bytes);
+    }
+
+    fn arm_write_tracking(&mut self) {
+        self.engine.arm_write_tracking();
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        self.engine.kick_handle()
+    }
+}
