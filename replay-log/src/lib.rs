@@ -16,6 +16,8 @@ pub mod desync;
 pub mod digest;
 pub mod event;
 mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod position;
 pub mod read;
 #[cfg(test)]

@@ -245,7 +245,7 @@ fn sealed(header: &Header, raw: &[u8], is_end: bool, events: u32, raw_bytes: u32
     bytes
 }
 
-fn sample() -> (Header, Vec<Event>, End) {
+pub(crate) fn sample() -> (Header, Vec<Event>, End) {
     let header = Header {
         recording: RecordingId([7; 16]),
         interval: 3,

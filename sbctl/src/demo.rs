@@ -208,6 +208,10 @@ impl Explained<'_> {
                 "prove it in the engine's slow mode too",
             ),
             (format!("ls {traces}"), "counts and traces of each interval"),
+            (
+                format!("sbctl trace {traces}/00000003.trace"),
+                "what is in one of the traces",
+            ),
             ("sbctl record --help".into(), "record a guest of your own"),
         ] {
             writeln!(f, "  {command}\n      {what}")?;

@@ -17,6 +17,7 @@ use machine::units::VirtualNanos;
 use replay_log::RecordingId;
 pub(crate) use report::Report;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 /// Most steps that a random kick comes late, with `--positions landmark`.
 const LATE_BY_STEPS: u64 = 1_000;
@@ -158,7 +159,9 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
     let control = recorder.control();
     environment.interrupt.on_request(move || control.stop());
     let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
+    let cpu_before = thread_cpu();
     let outcome = recorder.record(Box::new(sink.clone()));
+    let guest_thread = thread_cpu() - cpu_before;
     drop(raw_mode);
     progress.set_message("waiting for the store");
     let finished = outcome
@@ -166,7 +169,13 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
         .and_then(|summary| Ok((summary, sink.finish()?)));
     progress.finish_and_clear();
     let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
-    Ok(Report::new(&arguments.name, &summary, stored))
+    Ok(Report::new(&arguments.name, &summary, stored, guest_thread))
+}
+
+/// CPU time of this thread.
+pub(crate) fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn ended_early(name: &RecordingName) -> String {

@@ -22,11 +22,15 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn checkpoints(lab: &Lab, name: &str) -> usize {
-    let directory = lab.repository().join("recordings").join(name);
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| name.starts_with("ckpt-")).count()
+/// Checkpoints in the repository, whatever recording they belong to.
+fn checkpoints(lab: &Lab) -> usize {
+    let series = std::fs::read_dir(lab.repository().join("series"));
+    let recordings = series.into_iter().flatten().flatten();
+    let files = recordings.flat_map(|recording| std::fs::read_dir(recording.path()));
+    let names = files.flatten().flatten().map(|file| file.file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("ckpt-"))
+        .count()
 }
 
 fn arguments<'a>(all: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
@@ -42,9 +46,10 @@ fn a_recorder_killed_anywhere_leaves_what_it_published() {
     for round in 0..6 {
         let name = format!("killed-{round}");
         let all = lab.record_arguments(&name);
+        let before = checkpoints(&lab);
         let mut recorder = lab.start(&arguments(&all, &[USUAL_INTERVAL]));
         let published = 1 + random(12) as usize;
-        wait_until("it publishes", || checkpoints(&lab, &name) >= published);
+        wait_until("it publishes", || checkpoints(&lab) >= before + published);
         std::thread::sleep(Duration::from_micros(random(30_000)));
         assert!(
             recorder.try_wait().unwrap().is_none(),
@@ -70,7 +75,7 @@ fn ctrl_c_closes_a_recording_in_order() {
     let lab = Lab::with_guest(1_000_000);
     let all = lab.record_arguments("stopped");
     let recorder = lab.start(&arguments(&all, &[USUAL_INTERVAL, "--json"]));
-    wait_until("it publishes", || checkpoints(&lab, "stopped") >= 3);
+    wait_until("it publishes", || checkpoints(&lab) >= 3);
     signal("INT", recorder.id());
     let output = recorder.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", words(&output));
@@ -231,8 +236,9 @@ fn a_disk_that_is_full_ends_a_recording_and_harms_nothing_else() {
         .args(["-c", &line])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    let before = checkpoints(&lab);
     let recorder = command.spawn().unwrap();
-    wait_until("it publishes", || checkpoints(&lab, "full") >= 2);
+    wait_until("it publishes", || checkpoints(&lab) >= before + 2);
     // From here on no file can be written to.
     let pid = recorder.id().to_string();
     let limited = Command::new("prlimit")

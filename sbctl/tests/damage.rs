@@ -159,12 +159,14 @@ fn a_flipped_bit_of_a_file_is_damage_and_the_file_is_named() {
         .max_by_key(|path| path.metadata().unwrap().len())
         .unwrap();
     let named = |name: &str| {
-        let path = all.iter().find(|path| path.ends_with(name));
+        let path = all
+            .iter()
+            .find(|path| path.to_string_lossy().ends_with(name));
         path.unwrap_or_else(|| panic!("{name} in {all:?}")).clone()
     };
     for path in [
-        named("recordings/guest/log-00000002"),
-        named("recordings/guest/ckpt-00000003"),
+        named("/log-0000000002"),
+        named("/ckpt-0000000003"),
         pack.clone(),
     ] {
         let before = std::fs::read(&path).unwrap();

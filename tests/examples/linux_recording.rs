@@ -1,7 +1,7 @@
 //! Records a Linux guest on the engine into memory, replays every interval, and says what it took:
 //!
 //! `linux_recording [--image minimal|work] [--memory-mib N] [--append OPTIONS] [--clock insn|host]
-//! [--positions count|prompt|random] [--late STEPS] [--seed N] [--interval-ms N | --interval-insns N]
+//! [--ips N] [--positions count|prompt|random] [--late STEPS] [--seed N] [--interval-ms N | --interval-insns N]
 //! [--stop-insns N] [--threads N] [--console FILE] [--replay no]`
 
 use anyhow::{Context, bail};
@@ -59,6 +59,10 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--append" => parsed.linux.append = value,
             "--clock" if value == "host" => parsed.clock = VirtualClock::Host(HostClock::new()),
             "--clock" => {}
+            "--ips" => {
+                let rate = value.parse()?;
+                parsed.clock = VirtualClock::Insn(InsnClock::new(rate));
+            }
             "--positions" => parsed.positions = value,
             "--late" => parsed.late = value.parse()?,
             "--seed" => parsed.seed = value.parse()?,

@@ -26,6 +26,8 @@ pub(crate) struct Report {
     pause_p50_ns: u64,
     pause_p99_ns: u64,
     pause_max_ns: u64,
+    /// The same pause without the time in which the host ran something else.
+    pause_on_cpu_p99_ns: u64,
     /// For which the guest waited because the store was behind.
     stalled_ns: u64,
     /// Share of the host time for which the guest stood still: pauses and waits.
@@ -36,11 +38,20 @@ pub(crate) struct Report {
     interrupts: u64,
     device_writes: u64,
     landmarks: u64,
+    /// For which the guest stood still to take them.
+    landmarks_ns: u64,
+    /// CPU time of the thread that ran the guest.
+    guest_thread_ns: u64,
     pub(crate) store: Stored,
 }
 
 impl Report {
-    pub(crate) fn new(name: &RecordingName, summary: &Summary, store: Stored) -> Self {
+    pub(crate) fn new(
+        name: &RecordingName,
+        summary: &Summary,
+        store: Stored,
+        guest_thread: Duration,
+    ) -> Self {
         let ending = Ending::from(summary.reason);
         let nanos = |time: Duration| time.as_nanos() as u64;
         let pauses = &summary.pauses;
@@ -58,6 +69,7 @@ impl Report {
             pause_p50_ns: nanos(pauses.percentile(50)),
             pause_p99_ns: nanos(pauses.percentile(99)),
             pause_max_ns: nanos(pauses.max()),
+            pause_on_cpu_p99_ns: nanos(summary.pauses_on_cpu.percentile(99)),
             stalled_ns: nanos(summary.stalled),
             held_up: held_up.as_secs_f64() / summary.host_time.as_secs_f64().max(1e-9),
             log_bytes: summary.log_bytes,
@@ -66,6 +78,8 @@ impl Report {
             interrupts: summary.events.interrupts,
             device_writes: summary.events.writes,
             landmarks: summary.positions.landmark,
+            landmarks_ns: nanos(summary.landmarks.time),
+            guest_thread_ns: nanos(guest_thread),
             store,
         }
     }
@@ -94,7 +108,7 @@ impl fmt::Display for Report {
             "
   time         {host_seconds:.1} s, {:.1} s in the guest; the guest stood still for {:.2} % of it
   intervals    {}
-  pauses       {:.3} ms median, {:.3} ms p99, {:.3} ms longest; waited for the store {:.1} ms
+  pauses       {:.3} ms median, {:.3} ms p99, {:.3} ms longest ({:.3} ms p99 on the CPU); waited for the store {:.1} ms
   dirty pages  {} ({}), {} of them copied because the guest wrote them again
   stored       {} ({share:.1} %): {} pages edits, {} whole, {} known, {} filled
   log          {} ({} reads, {} interrupts, {} device writes, {} landmarks)
@@ -105,6 +119,7 @@ next: sbctl simulate {}",
             milliseconds(self.pause_p50_ns),
             milliseconds(self.pause_p99_ns),
             milliseconds(self.pause_max_ns),
+            milliseconds(self.pause_on_cpu_p99_ns),
             milliseconds(self.stalled_ns),
             Grouped(self.dirty_pages),
             Bytes(self.dirty_pages * 4096),

@@ -10,8 +10,11 @@ use machine::ram::{PageBytes, Ram};
 use machine::saved::Blob;
 use machine::units::Gfn;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tcg_sim::EngineCounters;
 use tcg_sim::selfcheck::Compared;
 
 /// How and when a guest ended.
@@ -25,16 +28,24 @@ pub(crate) struct Report {
     instructions: u64,
     guest_time_ns: u64,
     host_time_ns: u64,
+    /// CPU time of the thread that ran the guest.
+    guest_thread_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_hash: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     compared_windows: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     compared_instructions: Option<u64>,
+    /// What the engine counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    engine: BTreeMap<&'static str, u64>,
+    /// Instructions that the engine executed in Rust.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    engine_executed: BTreeMap<String, u64>,
 }
 
 impl Report {
-    pub(crate) fn new(summary: &Summary) -> Self {
+    pub(crate) fn new(summary: &Summary, guest_thread: Duration) -> Self {
         let ending = Ending::from(summary.reason);
         Self {
             end: ending.code,
@@ -43,9 +54,12 @@ impl Report {
             instructions: summary.steps.map_or(0, |steps| steps.0),
             guest_time_ns: summary.guest_time.0,
             host_time_ns: summary.host_time.as_nanos() as u64,
+            guest_thread_ns: guest_thread.as_nanos() as u64,
             state_hash: None,
             compared_windows: None,
             compared_instructions: None,
+            engine: BTreeMap::new(),
+            engine_executed: BTreeMap::new(),
         }
     }
 
@@ -61,6 +75,12 @@ impl Report {
     pub(crate) fn set_compared(&mut self, compared: Option<Compared>) {
         self.compared_windows = compared.map(|compared| compared.windows);
         self.compared_instructions = compared.map(|compared| compared.steps);
+    }
+
+    /// Adds what the engine counted.
+    pub(crate) fn set_engine(&mut self, counters: &EngineCounters) {
+        self.engine = counters.rows().into_iter().collect();
+        self.engine_executed = counters.executed_by_mnemonic().into_iter().collect();
     }
 
     /// Adds the hash of the final state.
@@ -88,6 +108,25 @@ impl fmt::Display for Report {
                  and from a cold start",
                 Grouped(steps),
                 Grouped(windows),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The engine's counters as a table.
+pub(crate) struct EngineTable<'a>(pub(crate) &'a EngineCounters);
+
+impl fmt::Display for EngineTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in self.0.rows() {
+            writeln!(f, "engine: {name:20} {:>16}", Grouped(count).to_string())?;
+        }
+        for (mnemonic, count) in self.0.executed_by_mnemonic() {
+            writeln!(
+                f,
+                "engine: in rust: {mnemonic:11} {:>16}",
+                Grouped(count).to_string()
             )?;
         }
         Ok(())

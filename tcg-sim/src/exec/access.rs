@@ -25,7 +25,7 @@ pub(super) struct Owed {
 
 impl Engine {
     pub(super) fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
-        self.counters.slow_accesses += 1;
+        self.soft.counters.slow_accesses += 1;
         let va = self.env().core.t0;
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         match self.access(site, va, access, one_step) {
@@ -41,7 +41,10 @@ impl Engine {
                 (self.step_alone, self.begun) = (true, true);
                 Next::Left(Left::Boundary)
             }
-            Err(fault) => self.faulted(site, va, access, direct, fault),
+            Err(fault) => {
+                self.soft.counters.slow_faults += 1;
+                self.faulted(site, va, access, direct, fault)
+            }
         }
     }
 
@@ -84,8 +87,15 @@ impl Engine {
             return Ok(Some(self.bounce(va, pieces, access)));
         }
         let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
+        // A store in two pieces is written when its instruction has finished, which only an
+        // instruction that runs alone tells.
         if crosses && !alone {
-            return Ok(None);
+            self.soft.counters.slow_crossing += 1;
+            let watched = sys::debug::any_enabled(&self.cpu) || !self.soft.probe.set().is_empty();
+            if access.write || watched {
+                return Ok(None);
+            }
+            self.check_alignment(va, access)?;
         }
         let soft = &mut self.soft;
         if crosses {
@@ -93,20 +103,30 @@ impl Engine {
             let pieces = [Some(first), second, None, None];
             return Ok(Some(self.bounce(va, pieces, access)));
         }
+        let watched = sys::debug::watches_data(&self.cpu, va);
+        if !alone
+            && watched
+            && sys::debug::data_hits(&self.cpu, va, bytes as u64, access.write) != 0
+        {
+            return Ok(None);
+        }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        let table = access.write && soft.is_table(mapping.gpa.gfn());
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
                 gpa: mapping.gpa,
                 bytes,
             };
+            soft.counters.slow_outside_ram += 1;
             let pieces = [Some(piece), None, None, None];
             return Ok(alone.then(|| self.bounce(va, pieces, access)));
         }
         if access.write {
-            if !alone && soft.store_needs_boundary(mapping.gpa, bytes as u64) {
+            if alone {
+                soft.before_store(mapping.gpa, bytes as u64);
+            } else if !soft.before_direct_store(mapping.gpa, bytes as u64) {
                 return Ok(None);
             }
-            soft.before_store(mapping.gpa, bytes as u64);
         } else if let Err(error) = soft.ram.prepare_read(mapping.gpa.gfn()) {
             soft.ram_error.get_or_insert(error);
         }
@@ -115,7 +135,8 @@ impl Engine {
             let bytes = usize::from(access.bytes);
             let gpa = mapping.gpa;
             self.note(va, access, Piece { gpa, bytes }, None);
-        } else {
+        } else if !watched && !table {
+            // A store to a table might be about to change what maps the table itself.
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))

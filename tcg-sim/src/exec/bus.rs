@@ -3,8 +3,9 @@
 use super::soft::{Piece, Soft};
 use crate::instrument::Direction;
 use crate::instrument::probe::Noted;
+use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, StringRun, SysBus, Vendor};
+use crate::sys::{self, AccessKind, Fault, StringRun, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES};
@@ -159,7 +160,12 @@ impl SysBus for Soft {
             va % PAGE_BYTES + len as u64 <= PAGE_BYTES,
             "a run lies in one page"
         );
-        let (piece, _) = self.pieces(cpu, va, len, access(cpu, AccessKind::Data, write))?;
+        let access = access(cpu, AccessKind::Data, write);
+        let mapping = self.translate(cpu, va, access)?;
+        let piece = Piece {
+            gpa: mapping.gpa,
+            bytes: len,
+        };
         if self.watched.is_some() || !self.ram.contains(piece.gpa, len as u64) {
             return Ok(None);
         }
@@ -168,6 +174,10 @@ impl SysBus for Soft {
             self.before_store(piece.gpa, len as u64);
         } else if let Err(error) = self.ram.prepare_read(piece.gpa.gfn()) {
             self.ram_error.get_or_insert(error);
+        }
+        if !sys::debug::any_enabled(cpu) {
+            // The next string instruction on this page finds it without Rust.
+            self.fill(cpu, va, &mapping, Mode::of(cpu), write);
         }
         Ok(Some(self.addend(va, piece.gpa).wrapping_add(va) as *mut u8))
     }

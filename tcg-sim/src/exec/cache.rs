@@ -75,6 +75,8 @@ pub(crate) struct CodeCache {
     pub(crate) flushes: u64,
     /// Guest instructions translated.
     pub(crate) translated: u64,
+    /// Superblocks translated.
+    pub(crate) made: u64,
 }
 
 impl CodeCache {
@@ -93,6 +95,7 @@ impl CodeCache {
             host,
             flushes: 0,
             translated: 0,
+            made: 0,
         })
     }
 
@@ -154,6 +157,7 @@ impl CodeCache {
         })?;
         self.code.append(&translation.code);
         self.translated += translation.insns.len() as u64;
+        self.made += 1;
         let mut writers = [Writers::None; 2];
         if guest.in_ram {
             writers[0] = self.register(key.gfn, id, translation.chunks, frames);
@@ -179,6 +183,7 @@ impl CodeCache {
             second: guest.second,
             insns: translation.insns,
             host,
+            far: translation.far,
             near: translation.near,
             host_bytes: translation.code.len() as u32,
             chunks: translation.chunks,

@@ -3,6 +3,7 @@
 use super::access::Owed;
 use super::arrive::Search;
 use super::cache::CodeCache;
+use super::counters::EngineCounters;
 use super::faulting::Probe;
 use super::host::HostCpu;
 use super::soft::Soft;
@@ -48,23 +49,6 @@ impl Default for EngineOptions {
             one_instruction_blocks: false,
         }
     }
-}
-
-/// Counters of an engine's work, for reports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineCounters {
-    /// Guest instructions translated.
-    pub translated: u64,
-    /// Times all translations were dropped for want of code memory.
-    pub cache_flushes: u64,
-    /// Memory accesses that took the slow path.
-    pub slow_accesses: u64,
-    /// Instructions executed in Rust.
-    pub executed_in_rust: u64,
-    /// Branch targets looked up in Rust.
-    pub branch_misses: u64,
-    /// Instructions executed one at a time.
-    pub single_steps: u64,
 }
 
 /// What waits for [`Vcpu::complete_read`].
@@ -127,10 +111,12 @@ pub struct Engine {
     pub(super) single_step: Option<bool>,
     /// What translations of addresses depend on beside CR3.
     pub(super) paging_bits: [u64; 3],
+    /// DR0 to DR3 and DR7, as far as caches depend on them: code in the page of an instruction
+    /// breakpoint runs alone, pages with data breakpoints are not cached.
+    pub(super) breakpoints: ([u64; 4], u64),
     /// Data breakpoints hit by the executing instruction.
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
-    pub(super) counters: EngineCounters,
     /// The state that is looked for.
     pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
@@ -184,9 +170,9 @@ impl Engine {
             traced: false,
             single_step: None,
             paging_bits: [0; 3],
+            breakpoints: ([0; 4], 0),
             watch_hits: 0,
             options,
-            counters: EngineCounters::default(),
             search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
@@ -194,11 +180,11 @@ impl Engine {
 
     /// What this engine did so far.
     pub fn counters(&self) -> EngineCounters {
-        EngineCounters {
-            translated: self.soft.cache.translated,
-            cache_flushes: self.soft.cache.flushes,
-            ..self.counters
-        }
+        let mut counters = self.soft.counters.clone();
+        counters.translated = self.soft.cache.translated;
+        counters.blocks = self.soft.cache.made;
+        counters.cache_flushes = self.soft.cache.flushes;
+        counters
     }
 
     /// Drops every translation and cached address, which the guest cannot notice (E7).
@@ -290,9 +276,9 @@ impl Engine {
             self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
         self.options.one_instruction_blocks
             || self.step_alone
-            || self.cpu.dr7 & 0xff != 0
             || self.cpu.rflags & rflags::TF != 0
             || alignment_checked
+            || sys::debug::watches_code(&self.cpu, self.cpu.rip)
             // Has no tables of its own.
             || self.mode.is_compat() && self.mode.cpl() != 3
     }
@@ -314,6 +300,7 @@ impl Engine {
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
         self.rep_flags = None;
+        self.soft.counters.events += 1;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
         if let Ok(delivered) = &delivered {
@@ -463,7 +450,9 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    let over = self.env().core.budget <= 0 || self.soft.ram_error.is_some();
+                    let over = self.env().core.budget <= 0
+                        || self.soft.ram_error.is_some()
+                        || sys::debug::watches_code(&self.cpu, rip);
                     if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
@@ -495,6 +484,7 @@ impl Engine {
     #[expect(unsafe_code, reason = "the one call into translated code")]
     pub(super) fn enter(&mut self) {
         let base = self.soft.env_base();
+        self.soft.counters.entries += 1;
         // SAFETY: `base` belongs to the current state block; `resume` was set to an entry or resume
         // point of a block in this cache that has not been cleared since; TLB entries come from
         // `Soft::fill`, which only maps RAM.
@@ -531,6 +521,7 @@ impl Engine {
                 })
             }
             SiteKind::Budget => {
+                self.soft.counters.budget_ends += 1;
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
                 self.add_steps(-total);
@@ -561,6 +552,7 @@ impl Engine {
     }
 
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
+        self.soft.counters.gotos += 1;
         let rip = self.env().core.page_base.wrapping_add_signed(target);
         let rip = self.instruction_address(rip);
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
@@ -584,7 +576,7 @@ impl Engine {
     }
 
     fn handle_indirect(&mut self, site: Site, undo_rsp: i32) -> Next {
-        self.counters.branch_misses += 1;
+        self.soft.counters.branch_misses += 1;
         let rip = self.env().core.t0;
         if !is_canonical(rip) {
             // The branch itself faults. What a call pushed stays; where it may not, the translation has
@@ -605,16 +597,16 @@ impl Engine {
             return Next::Left(self.deliver_fault(Fault::GP0));
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        if one_step || self.env().core.budget <= 0 || self.arrives_at(rip) {
+        let watched = sys::debug::watches_code(&self.cpu, rip);
+        if one_step || watched || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
-                let host = self.soft.cache.block(block).host;
+                let host = self.soft.cache.block(block).far;
                 let published = self.soft.is_published(block);
-                let class = self.mode.class() as usize;
                 if published {
-                    self.soft.cache_branch(class, rip, host);
+                    self.soft.cache_branch(self.mode, rip, block);
                 }
                 Next::Resume(host)
             }

@@ -20,6 +20,11 @@ pub(super) fn paging_bits(cpu: &CpuState) -> [u64; 3] {
     ]
 }
 
+/// The state of the breakpoints that caches depend on.
+pub(super) fn breakpoints(cpu: &CpuState) -> ([u64; 4], u64) {
+    (cpu.dr, cpu.dr7)
+}
+
 impl Engine {
     pub(super) fn handle_execute(
         &mut self,
@@ -27,13 +32,18 @@ impl Engine {
         instruction: &Instruction,
         resume: u64,
     ) -> Result<Next, VcpuError> {
-        self.counters.executed_in_rust += 1;
         self.rewind(site);
-        self.pull();
-        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let block = self.soft.cache.block(site.block);
         let unused = block.insns.len() as i64 - i64::from(site.index);
         let alone = block.key.mode.is_one_step();
+        if !alone && sys::debug::any_enabled(&self.cpu) {
+            // Its accesses must be compared with the breakpoints.
+            (self.step_alone, self.begun) = (true, true);
+            return Ok(Next::Left(Left::Boundary));
+        }
+        self.soft.counters.count_executed(instruction.mnemonic());
+        self.pull();
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let instruction = self.at_its_address(instruction);
         let outcome = match self.execute(&instruction) {
             Ok(outcome) => outcome,
@@ -211,12 +221,29 @@ impl Engine {
             self.paging_bits = bits;
             self.soft.flush_all();
         }
+        self.breakpoints_changed();
         self.refresh_mode();
+    }
+
+    /// Drops what is cached of pages that breakpoints watch now.
+    fn breakpoints_changed(&mut self) {
+        let now = breakpoints(&self.cpu);
+        if now == self.breakpoints {
+            return;
+        }
+        self.breakpoints = now;
+        for (page, code) in sys::debug::watched_pages(&self.cpu) {
+            if code {
+                self.soft.forget_code(page);
+            } else {
+                self.soft.flush_page(page);
+            }
+        }
     }
 
     /// Runs the instruction at `cpu.rip` alone: everything about it is looked at.
     pub(super) fn step_one(&mut self, rep_limit: u64) -> Result<Left, VcpuError> {
-        self.counters.single_steps += 1;
+        self.soft.counters.single_steps += 1;
         self.step_alone = false;
         self.traced = self.cpu.rflags & rflags::TF != 0;
         if let Some(fault) = sys::debug::instruction_breakpoint(&self.cpu, self.soft.host.vendor) {

@@ -125,8 +125,10 @@ pub(crate) struct Block {
     pub(crate) second: Option<Gfn>,
     /// Instructions in order of execution.
     pub(crate) insns: Vec<Insn>,
-    /// Host address of the first byte (the far entry).
+    /// Host address of the first byte.
     pub(crate) host: u64,
+    /// Host address for entries from anywhere, with the linear address in T0.
+    pub(crate) far: u64,
     /// Host address for entries from the same page.
     pub(crate) near: u64,
     /// Bytes of host code.

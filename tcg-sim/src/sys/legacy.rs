@@ -35,8 +35,9 @@ pub(super) fn push_all(ctx: &mut Context) -> Result<Outcome, Fault> {
     }
     let place = Context::stack_place(bottom);
     ctx.check(place, 8 * size, size)?;
+    let bytes = &bytes[..8 * size];
     ctx.bus
-        .write(ctx.cpu, place.va, &bytes[..8 * size], AccessKind::Data)?;
+        .write_slots(ctx.cpu, place.va, bytes, size, AccessKind::Data)?;
     ctx.set_stack_pointer(bottom);
     Ok(Outcome::Next)
 }

@@ -1,6 +1,7 @@
 //! Which part of the translator deals with an instruction.
 
 use super::special::address_bytes;
+use super::string;
 use crate::jit::mode::Mode;
 use crate::sys::Vendor;
 use crate::sys::fpu::{self, FpuClass};
@@ -24,6 +25,8 @@ pub(super) enum Class {
         ends: bool,
     },
     Lea,
+    /// MOVS, STOS, LODS that may run natively.
+    String,
     BitString,
     MaskedMove,
     /// CLD, STD, CLI.
@@ -69,6 +72,9 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Vendor) ->
     }
     if let Some(class) = by_mnemonic(instruction, mode) {
         return class;
+    }
+    if string::shape(instruction).is_some() {
+        return Class::String;
     }
     if touches_segments(instruction)
         || instruction.is_privileged()
