@@ -20,7 +20,7 @@ mod trace;
 mod worker;
 
 pub(crate) use configuration::{Configuration, InstrumentArguments};
-pub(crate) use finding::{Finding, Mode, Register};
+pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::Results;
