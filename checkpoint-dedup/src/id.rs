@@ -142,7 +142,7 @@ pub(crate) fn prefix(hash: &[u8; 32]) -> [u8; 16] {
 }
 
 /// Number of a frame in its page space: guest-physical address or disk offset divided by 4,096.
-/// At most `u32::MAX - 1`, which is 16 TiB.
+/// Below 2^28, which is 1 TiB.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Frame(pub u32);
 

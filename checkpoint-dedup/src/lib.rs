@@ -63,6 +63,8 @@ mod envelope;
 mod error;
 mod id;
 mod index;
+#[doc(hidden)]
+pub mod internals;
 mod lock;
 mod maintain;
 mod map;

@@ -1,7 +1,9 @@
 //! The commands.
 
 use crate::environment::CommonArguments;
-use crate::{bisect, demo, diff, log, merge, record, run, selfcheck, show, simulate, trace};
+use crate::{
+    bisect, demo, diff, log, merge, record, repository, run, selfcheck, show, simulate, trace,
+};
 use clap::{Parser, Subcommand};
 
 /// Records, checkpoints and simulates virtual machines.
@@ -47,4 +49,28 @@ pub(crate) enum Command {
     Diff(diff::DiffArguments),
     /// Shows what is in a memory trace
     Trace(trace::TraceArguments),
+    /// Makes a repository
+    Init(repository::init::InitArguments),
+    /// Lists the recordings
+    Ls,
+    /// Shows how much is stored, and how
+    Stats(repository::stats::StatsArguments),
+    /// Removes recordings
+    Rm(repository::remove::RemoveArguments),
+    /// Removes all but the newest recordings
+    Prune(repository::remove::PruneArguments),
+    /// Cuts a recording at either end
+    Trim(repository::remove::TrimArguments),
+    /// Frees the space of what was removed
+    Gc(repository::gc::GcArguments),
+    /// Finds damage, and repairs it when asked to
+    Check(repository::check::CheckArguments),
+    /// Makes the index and the catalogue anew out of the packs
+    RepairIndex,
+    /// Copies recordings between repositories
+    Copy(repository::copy::CopyArguments),
+    /// Makes a recording out of memory dumps
+    Import(repository::import::ImportArguments),
+    /// Writes the memory of a checkpoint to a file
+    Export(repository::export::ExportArguments),
 }

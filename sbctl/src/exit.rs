@@ -60,6 +60,9 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
             return Some(Exit::Unverified.code());
         }
         let store = cause.downcast_ref::<checkpoint_dedup::Error>();
+        if matches!(store, Some(checkpoint_dedup::Error::Interrupted)) {
+            return Some(Exit::Interrupted.code());
+        }
         store
             .filter(|error| error.is_damage())
             .map(|_| Exit::Unverified.code())
@@ -84,6 +87,7 @@ mod tests {
             (anyhow::Error::new(Usage("no".into())), 2),
             (anyhow::Error::new(Interrupted), 130),
             (anyhow::Error::new(damaged).context("reading"), 3),
+            (anyhow::Error::new(Error::Interrupted), 130),
             (anyhow::Error::new(Error::Refused("x".into())), 1),
             (anyhow::anyhow!("anything"), 1),
         ];

@@ -21,6 +21,7 @@ mod progress;
 mod quantity;
 mod record;
 mod recording;
+mod repository;
 mod run;
 mod selfcheck;
 mod show;
@@ -60,5 +61,17 @@ fn command(cli: Cli) -> Result<Exit> {
         Command::Log(arguments) => log::run(arguments, environment),
         Command::Diff(arguments) => diff::run(arguments, environment),
         Command::Trace(arguments) => trace::run(arguments, environment),
+        Command::Init(arguments) => repository::init::run(arguments, environment),
+        Command::Ls => repository::list::run(environment),
+        Command::Stats(arguments) => repository::stats::run(arguments, environment),
+        Command::Rm(arguments) => repository::remove::rm(arguments, environment),
+        Command::Prune(arguments) => repository::remove::prune(arguments, environment),
+        Command::Trim(arguments) => repository::remove::trim(arguments, environment),
+        Command::Gc(arguments) => repository::gc::run(arguments, environment),
+        Command::Check(arguments) => repository::check::run(arguments, environment),
+        Command::RepairIndex => repository::gc::repair_index(environment),
+        Command::Copy(arguments) => repository::copy::run(arguments, environment),
+        Command::Import(arguments) => repository::import::run(arguments, environment),
+        Command::Export(arguments) => repository::export::run(arguments, environment),
     }
 }

@@ -3,9 +3,9 @@
 //! [`SelfChecked`] is a vCPU: an engine that works as ever, and beside it, for windows of the
 //! execution that a [`Plan`] names, two more ways to the same state. Each starts at the window's first
 //! position from a copy of registers and RAM, hence with no translation and no cached address, and
-//! gets what the devices gave the first: one in blocks, one in one-instruction blocks whose every
-//! access is checked in Rust. At the window's end registers and all of RAM must be the same three
-//! times. Where they are not, [`Divergence`] names the first step that differs.
+//! gets what the devices gave the first: one in blocks with all instruments, one in one-instruction
+//! blocks whose every access is checked in Rust. At the window's end registers and all of RAM must be
+//! the same three times. Where they are not, [`Divergence`] names the first step that differs.
 
 mod difference;
 mod window;

@@ -1,6 +1,9 @@
 //! Which instruction forms belong to the CPU model, and which of them a sequence may contain.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderError, EncodingKind, Instruction, Mnemonic,
+    OpCodeOperandKind,
+};
 
 /// CPUID features of the model x86-64-v2, in the decoder's names. `LZCNT` and `BMI1` stand for the
 /// legacy encodings of LZCNT and TZCNT, which hardware executes whatever the table says, and the CET
@@ -88,6 +91,13 @@ pub fn instruction_allowed(instruction: &Instruction) -> bool {
     let code = instruction.code();
     let interrupt_80 = code == Code::Int_imm8 && instruction.immediate8() == 0x80;
     code == Code::INVALID || (allowed(code) && !interrupt_80)
+}
+
+/// Whether no processor knows the instruction that starts with these bytes, the most there can be.
+pub fn is_undefined(bytes: &[u8; 15]) -> bool {
+    let mut decoder = Decoder::with_ip(64, bytes, 0x1000_0000, super::generator::decoder_options());
+    let code = decoder.decode().code();
+    code == Code::INVALID && decoder.last_error() == DecoderError::InvalidInstruction
 }
 
 /// How a sequence uses an allowed form.

@@ -172,7 +172,8 @@ struct Header {
 }
 
 impl Header {
-    fn read(name: GroupName, stored: &[u8]) -> Result<Self, FormatError> {
+    /// Reads a header, and checks the group if its name is given.
+    fn read(name: Option<GroupName>, stored: &[u8]) -> Result<Self, FormatError> {
         let mut input = Input::new(stored);
         if input.array()? != MAGIC {
             return Err(input.malformed("group magic"));
@@ -197,7 +198,7 @@ impl Header {
             return Err(input.malformed("group length"));
         }
         let body = input.take(sizes[1] + sizes[3])?;
-        if check(name, &stored[..header], &[body]) != expected {
+        if name.is_some_and(|name| check(name, &stored[..header], &[body]) != expected) {
             return Err(FormatError::Checksum);
         }
         Ok(Self {
@@ -228,12 +229,23 @@ impl Group {
         Ok(group)
     }
 
+    /// Decodes a group whose checksum is not that of its name; for fuzzing what is behind it.
+    pub(crate) fn decode_unchecked(stored: &[u8]) -> Result<Self, FormatError> {
+        let header = Header::read(None, stored)?;
+        Self::decode_behind(&header, stored)
+    }
+
     /// Checks and decodes the group at the start of `stored`; also says how long it is.
     pub(crate) fn decode_prefix(
         name: GroupName,
         stored: &[u8],
     ) -> Result<(Self, usize), FormatError> {
-        let header = Header::read(name, stored)?;
+        let header = Header::read(Some(name), stored)?;
+        let group = Self::decode_behind(&header, stored)?;
+        Ok((group, header.total()))
+    }
+
+    fn decode_behind(header: &Header, stored: &[u8]) -> Result<Self, FormatError> {
         let literals_at = header.payload + header.head.1;
         let head = unsqueeze(&stored[header.payload..literals_at], header.head.0)?;
         let literals = unsqueeze(&stored[literals_at..header.total()], header.literals.0)?;
@@ -252,7 +264,7 @@ impl Group {
                 offset: 3,
             });
         }
-        Ok((group, header.total()))
+        Ok(group)
     }
 
     fn read_spans(&mut self, items: usize) -> Result<(), FormatError> {

@@ -37,6 +37,13 @@ pub(crate) fn unsqueeze(bytes: &[u8], length: usize) -> Result<Vec<u8>, FormatEr
     if bytes.len() == length {
         return Ok(bytes.to_vec());
     }
+    // No zstd frame is denser than its blocks of one repeated byte: 4 bytes for 128 KiB.
+    if length > (bytes.len() + 16) << 15 {
+        return Err(FormatError::Malformed {
+            what: "raw length",
+            offset: 0,
+        });
+    }
     let out = DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor =
             slot.get_or_insert_with(|| Decompressor::new().expect("zstd has memory for a context"));

@@ -23,6 +23,9 @@ use crate::wire::{Input, Output};
 /// Checkpoints between merged layers.
 pub(crate) const RADIX: u32 = 8;
 
+/// Most frames of a space: 1 TiB.
+pub(crate) const MAX_FRAMES: u32 = 1 << 28;
+
 /// Most raw bytes of a manifest: a fully scattered map of 1 TiB.
 const MAX_RAW: u64 = 4 << 30;
 
@@ -96,6 +99,15 @@ impl Manifest {
 
     /// Reads an object.
     pub(crate) fn decode(bytes: &[u8], index: &Index) -> Result<Self, FormatError> {
+        Self::decode_within(bytes, index, MAX_FRAMES)
+    }
+
+    /// Reads an object; an error if a space has more frames than `most`.
+    pub(crate) fn decode_within(
+        bytes: &[u8],
+        index: &Index,
+        most: u32,
+    ) -> Result<Self, FormatError> {
         let mut input = Input::new(open(&CHECKPOINT, bytes)?);
         let recording = RecordingId::from_bytes(input.array()?);
         let number = CheckpointNo(input.u32()?);
@@ -110,7 +122,7 @@ impl Manifest {
         let rest = unsqueeze(stored, raw as usize)?;
         let mut input = Input::new(&rest);
         let spaces = (0..input.count(4)?)
-            .map(|_| read_space(&mut input, &packs))
+            .map(|_| read_space(&mut input, &packs, most))
             .collect::<Result<_, _>>()?;
         let blobs = (0..input.count(34)?)
             .map(|_| BlobEntry::decode(&mut input, &packs))
@@ -141,9 +153,12 @@ impl Manifest {
     }
 }
 
-fn read_space(input: &mut Input<'_>, packs: &[u32]) -> Result<Space, FormatError> {
+fn read_space(input: &mut Input<'_>, packs: &[u32], most: u32) -> Result<Space, FormatError> {
     let name = input.text()?.to_owned();
     let frames = input.varint32()?;
+    if frames > most {
+        return Err(input.malformed("number of frames"));
+    }
     let own = Layer::decode(input, packs, frames)?;
     let span = input.varint32()?;
     let merged = if span > 0 {

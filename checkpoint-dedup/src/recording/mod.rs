@@ -9,7 +9,7 @@ mod marks;
 pub(crate) use blob::{BlobContent, BlobEntry};
 pub(crate) use extent::Extent;
 pub(crate) use log::LogManifest;
-pub(crate) use manifest::{Manifest, Space, level_span};
+pub(crate) use manifest::{MAX_FRAMES, Manifest, Space, level_span};
 pub(crate) use marks::{End, Start};
 
 use std::collections::HashMap;

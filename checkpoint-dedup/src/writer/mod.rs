@@ -361,7 +361,7 @@ fn check_options(options: &WriterOptions) -> Result<(), Error> {
     }
     for (at, (name, frames)) in options.spaces.iter().enumerate() {
         let twice = options.spaces[..at].iter().any(|(other, _)| other == name);
-        if name.is_empty() || twice || *frames == u32::MAX {
+        if name.is_empty() || twice || *frames > recording::MAX_FRAMES {
             return Err(Error::Refused(format!(
                 "page space {name:?} with {frames} frames"
             )));
