@@ -271,20 +271,6 @@ impl Ram {
         page
     }
 
-    /// Reads an aligned quadword while the vCPU does not run: a page-table entry.
-    ///
-    /// # Errors
-    /// [`RamError::OutOfRange`], [`RamError::Load`].
-    pub fn read_aligned(&self, at: GuestPhys) -> Result<u64, RamError> {
-        if !self.contains(at, 8) {
-            return Err(self.out_of_range(at, 8));
-        }
-        self.prepare_read(at.gfn())?;
-        self.memory
-            .load(GuestAddress(at.0), Ordering::Relaxed)
-            .map_err(|_| self.out_of_range(at, 8))
-    }
-
     /// Reads bytes while the vCPU does not run.
     ///
     /// # Errors

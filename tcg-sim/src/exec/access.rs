@@ -1,7 +1,7 @@
 //! Memory accesses that the inline check of translated code refuses.
 
 use super::engine::{Engine, Left, Next};
-use super::soft::Piece;
+use super::pieces::Piece;
 use crate::instrument::facts::AccessFact;
 use crate::instrument::probe::Noted;
 use crate::jit::block::{MemoryAccess, Site};

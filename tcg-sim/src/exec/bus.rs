@@ -1,6 +1,7 @@
 //! Memory as the system semantics see it.
 
-use super::soft::{Piece, Soft};
+use super::pieces::Piece;
+use super::soft::Soft;
 use crate::instrument::Direction;
 use crate::instrument::probe::Noted;
 use crate::jit::mode::Mode;

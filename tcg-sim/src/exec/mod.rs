@@ -13,6 +13,7 @@ mod frames;
 mod host;
 mod image;
 mod operand;
+mod pieces;
 mod soft;
 mod space;
 mod step;
