@@ -229,6 +229,11 @@ impl Ram {
         self.dirty.bits().iter().collect()
     }
 
+    /// The frames written in this epoch, at a cost that does not depend on their number.
+    pub fn dirty_bits(&self) -> FrameBits {
+        self.dirty.bits()
+    }
+
     /// The frames that were never touched, in order. Empty unless loading is lazy.
     pub fn absent_frames(&self) -> Vec<Gfn> {
         if self.any_absent.load(Ordering::Relaxed) {

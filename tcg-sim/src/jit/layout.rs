@@ -234,7 +234,7 @@ const INVALID_TAGS: [u64; TLB_ENTRIES] = {
     tags
 };
 
-const INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
+static INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
     let mut tags = [0; IBTC_ENTRIES];
     let mut index = 0;
     while index < IBTC_ENTRIES {

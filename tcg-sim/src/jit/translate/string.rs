@@ -30,11 +30,10 @@ pub(super) fn shape(instruction: &Instruction) -> Option<Shape> {
     let has = |kind| kinds.contains(&kind);
     let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    let plain = (!source || has(OpKind::MemorySegRSI))
-        && (!destination || has(OpKind::MemoryESRDI))
-        && !(source && based)
-        && !instruction.has_repne_prefix()
-        && !(repeated && !destination);
+    let reads_plainly = !source || has(OpKind::MemorySegRSI) && !based;
+    let writes_plainly = !destination || has(OpKind::MemoryESRDI);
+    let repeats_plainly = !repeated || destination && !instruction.has_repne_prefix();
+    let plain = reads_plainly && writes_plainly && repeats_plainly;
     plain.then(|| Shape {
         log2_size: instruction.memory_size().size().trailing_zeros() as u8,
         repeated,
