@@ -10,7 +10,7 @@ use crate::quantity::{Count, Span};
 use crate::record::thread_cpu;
 use anyhow::Result;
 use clap::Args;
-use kvm_recorder::{Length, Options, Positions, Recorder, Summary};
+use kvm_recorder::{Length, Options, Positions, RecordError, Recorder, Summary};
 use machine::board::Board;
 use machine::units::VirtualNanos;
 use machine::vcpu::Vcpu;
@@ -103,7 +103,8 @@ pub(crate) fn execute(
             let vcpu = SelfChecked::around(guest.vcpu, ram.clone(), guest.cpuid, engine, plan)?;
             let progress = vcpu.progress();
             let recorder = Recorder::new(vcpu, board, ram.clone(), options, output)?;
-            (session.record(recorder)?, Some(progress.get()))
+            let summary = session.record(recorder)?;
+            (summary, Some(progress.end().map_err(RecordError::from)?))
         }
     };
     let mut report = Report::new(&summary, thread_cpu() - cpu_before);

@@ -227,7 +227,9 @@ pub(crate) fn execute(
     results.note_speed(&ran, host_time, prediction.busy)?;
     let merged = Merged::collect(&source, &results, configuration)?;
     results.write_merged(&merged)?;
-    Ok(Report::new(&merged, &results, &wanted, &ran, host_time))
+    let mut report = Report::new(&merged, &results, &wanted, &ran, host_time);
+    report.sbctl = environment.command();
+    Ok(report)
 }
 
 fn nothing_to_do(source: &Source, arguments: &CommonSimulateArguments) -> Result<String> {

@@ -2,7 +2,7 @@
 //! privilege level 3 and whose exception handlers halt at once.
 
 use super::case::Case;
-use super::forms::instruction_allowed;
+use super::forms::{instruction_allowed, is_vector_encoding};
 use super::generator::decoder_options;
 use super::image::Images;
 use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset};
@@ -196,7 +196,8 @@ impl<V: Vcpu> Guest<V> {
             let bitness = if state.segs[1].long_mode() { 64 } else { 32 };
             let bytes = self.code_at(rip);
             let instruction = Decoder::with_ip(bitness, &bytes, rip, decoder_options()).decode();
-            if !bytes.is_empty() && !instruction_allowed(&instruction) {
+            let vector = bitness == 64 && is_vector_encoding(&bytes);
+            if !bytes.is_empty() && (vector || !instruction_allowed(&instruction)) {
                 return true;
             }
             let reached = matches!(self.vcpu.run(Some(Position::at(step))), Ok(Exit::Reached));

@@ -2,7 +2,7 @@
 
 use simuboost_tests::differential::case::Case;
 use simuboost_tests::differential::compare::Difference;
-use simuboost_tests::differential::forms::is_undefined;
+use simuboost_tests::differential::forms::{is_undefined, is_vector_encoding};
 use simuboost_tests::differential::fuzzer::{BATCH, Fuzzer, Tally};
 use simuboost_tests::differential::guest::GuestError;
 use simuboost_tests::differential::image::Images;
@@ -129,8 +129,7 @@ fn undefined() -> Vec<[u8; 15]> {
                     let mut bytes = [0x25; 15];
                     let parts = [prefix, map, &[opcode, modrm]].concat();
                     bytes[..parts.len()].copy_from_slice(&parts);
-                    let vector = map.is_empty() && matches!(opcode, 0x62 | 0xc4 | 0xc5);
-                    if !vector && is_undefined(&bytes) {
+                    if !is_vector_encoding(&bytes) && is_undefined(&bytes) {
                         found.push(bytes);
                     }
                 }

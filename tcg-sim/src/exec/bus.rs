@@ -169,7 +169,7 @@ impl SysBus for Soft {
         if self.watched.is_some() || !self.ram.contains(piece.gpa, len as u64) {
             return Ok(None);
         }
-        self.probe.note_run(va, piece.gpa.gfn());
+        self.probed().note_run(va, piece.gpa.gfn());
         if write {
             self.before_store(piece.gpa, len as u64);
         } else if let Err(error) = self.ram.prepare_read(piece.gpa.gfn()) {

@@ -205,6 +205,11 @@ impl MemoryTrace {
         self.events.push(Event { at, what });
     }
 
+    /// As [`MemoryTrace::map`], between two blocks.
+    pub(crate) fn map_now(&mut self, page: u64, frame: u64, core: &Core) {
+        self.event(What::Map { page, frame }, core);
+    }
+
     /// The address space changes.
     pub(crate) fn space(&mut self, cr3: u64, core: &Core) {
         self.event(What::Space(cr3), core);

@@ -444,7 +444,7 @@ mod tests {
             ),
             (|a| a.rorx(Host::RCX, Host::R9, 32), "rorx rcx,r9,20h;"),
             (|a| a.rorx(Host::R9, Host::RDI, 1), "rorx r9,rdi,1;"),
-            (|a| a.jecxz_back(0), "jecxz short 0000000000000000h;"),
+            (|a| a.jecxz_back(0), "jecxz 0;"),
             (|a| a.mov16(Host::R15, Host::R10), "mov r15w,r10w;"),
             (|a| a.movsx32(Host::RCX, Host::R9), "movsxd rcx,r9d;"),
             (|a| a.mov_imm(Host::R10, 5), "mov r10d,5;"),

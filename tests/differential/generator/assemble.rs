@@ -1,6 +1,6 @@
 //! From planned instructions to bytes at an address.
 
-use super::super::forms::{Kind, instruction_allowed, kind};
+use super::super::forms::{Kind, instruction_allowed, is_vector_encoding, kind};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction};
 
 /// Decoder options for the vendor of the recording host. AMD and Intel read a few encodings
@@ -91,7 +91,8 @@ impl Item {
             fixed: true,
             enter_at: None,
         };
-        (length_fits && harmless && item.is_allowed()).then_some(item)
+        let vector = is_vector_encoding(&item.bytes);
+        (length_fits && harmless && !vector && item.is_allowed()).then_some(item)
     }
 
     /// Bytes of a near branch, as they are.
