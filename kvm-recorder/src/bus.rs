@@ -82,6 +82,7 @@ impl Bus for Board {
     }
 
     fn writes_ram_unasked(&self) -> bool {
+        // Its devices have no DMA.
         false
     }
 

@@ -298,3 +298,104 @@ fn feed(
     }
     Ok(total)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Length, Positions};
+    use machine::clock::{HostClock, VirtualClock};
+    use machine::state::CpuState;
+    use machine::units::{GuestPhys, PAGE_BYTES, VirtualNanos};
+    use std::sync::Mutex;
+
+    const FRAMES: u64 = 300;
+
+    /// Checks each checkpoint when it is complete: page *n* of checkpoint *k* holds what it held when
+    /// the checkpoint was taken, and each page that changed comes once.
+    #[derive(Default)]
+    struct Checker {
+        expected: Arc<Mutex<Vec<Vec<u64>>>>,
+        open: Option<Checkpoint>,
+        pages: Vec<(Gfn, u64)>,
+    }
+
+    impl CheckpointSink for Checker {
+        fn begin(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+            assert!(self.pages.is_empty(), "a page came after its checkpoint");
+            self.open = Some(checkpoint.clone());
+            Ok(())
+        }
+        fn page(&mut self, gfn: Gfn, content: &PageBytes) -> Result<(), StoreError> {
+            let words = content.chunks_exact(8);
+            let mut words = words.map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+            let first = words.next().unwrap();
+            assert!(words.all(|word| word == first), "half old, half new");
+            self.pages.push((gfn, first));
+            Ok(())
+        }
+        fn content(&mut self, _: [u8; 32], _: &PageBytes) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn publish(&mut self, _: Option<&[u8]>) -> Result<(), StoreError> {
+            let checkpoint = self.open.take().expect("it was begun");
+            let mut pages = std::mem::take(&mut self.pages);
+            pages.sort_unstable();
+            assert!(pages.iter().map(|(gfn, _)| *gfn).eq(checkpoint.changed));
+            let expected = &self.expected.lock().unwrap()[checkpoint.number as usize];
+            for (gfn, value) in pages {
+                assert_eq!(value, expected[gfn.0 as usize], "frame {gfn}");
+            }
+            Ok(())
+        }
+    }
+
+    fn checkpoint(number: u64) -> Checkpoint {
+        Checkpoint {
+            number,
+            cpu: CpuState::default(),
+            position: None,
+            time: VirtualNanos(0),
+            devices: Vec::new(),
+            ram_bytes: FRAMES * PAGE_BYTES,
+            changed: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_writes_at_once_does_not_change_what_is_stored() {
+        let ram = Arc::new(Ram::new(FRAMES * PAGE_BYTES).unwrap());
+        let checker = Checker::default();
+        let expected = checker.expected.clone();
+        let options = Options {
+            recording: Default::default(),
+            clock: VirtualClock::Host(HostClock::new()),
+            positions: Positions::Count,
+            interval: Length::Steps(1),
+            stop_after: None,
+            queue_pages: 4,
+        };
+        let mut checkpointer =
+            Checkpointer::start(ram.clone(), Box::new(checker), &options).unwrap();
+        let (mut values, mut random, mut next) = (vec![0; FRAMES as usize], 1_u64, 0);
+        for number in 0..300 {
+            expected.lock().unwrap().push(values.clone());
+            assert!(checkpointer.take(checkpoint(number), None).is_ok());
+            // From either end, so that the copier is met in the middle or run ahead of.
+            for n in 0..FRAMES {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                if random >> 62 == 0 {
+                    continue;
+                }
+                let frame = if number % 2 == 0 { n } else { FRAMES - 1 - n };
+                next += 1;
+                values[frame as usize] = next;
+                let page: Vec<u8> = (0..512).flat_map(|_| u64::to_le_bytes(next)).collect();
+                ram.write(GuestPhys(frame * PAGE_BYTES), &page).unwrap();
+            }
+        }
+        let stored = checkpointer.close().unwrap();
+        assert!(stored.copied_on_write > 0 && stored.copied_on_write < stored.pages);
+    }
+}

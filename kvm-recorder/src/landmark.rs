@@ -2,7 +2,7 @@
 
 use crate::summary::LandmarkCost;
 use crate::walk::translate;
-use machine::ram::{PageBytes, Ram};
+use machine::ram::{FrameBits, PageBytes, Ram};
 use machine::state::{CpuState, Gpr};
 use machine::units::{Gfn, GuestPhys};
 use replay_log::{Fingerprint, IoSteps, Landmark, digest};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 /// If at most this many pages were written since the last checkpoint, all are hashed: together with
 /// the registers that is the whole state, and the first match is then right.
-const HASHED_PAGES: usize = 16;
+const HASHED_PAGES: u64 = 16;
 
 /// Otherwise, this many of them are watched for words that change.
 const WATCHED_PAGES: usize = 8;
@@ -27,8 +27,8 @@ struct Watched {
 #[derive(Default)]
 pub(crate) struct Sampler {
     watched: Vec<Watched>,
-    /// Where in the list of written pages to look for the next page to watch.
-    next: usize,
+    /// The page that was watched last.
+    last: Gfn,
     pub(crate) cost: LandmarkCost,
 }
 
@@ -55,15 +55,15 @@ impl Sampler {
             gfn,
             hash: digest::page_hash(&ram.page(gfn)),
         };
-        let written = ram.dirty_frames();
+        let written = ram.dirty_bits();
         let stack = translate(ram, cpu, cpu.gpr[Gpr::Rsp as usize]).map(GuestPhys::gfn);
         let mut facts = Vec::new();
         if let Some(gfn) = stack.filter(|gfn| ram.prepare_read(*gfn).is_ok()) {
             facts.push(page(gfn));
         }
-        if written.len() <= HASHED_PAGES {
-            let others = written.iter().filter(|gfn| stack != Some(**gfn));
-            facts.extend(others.map(|gfn| page(*gfn)));
+        if written.count() <= HASHED_PAGES {
+            let others = written.iter().filter(|gfn| stack != Some(*gfn));
+            facts.extend(others.map(page));
         } else {
             self.watched
                 .retain_mut(|watched| words(ram, watched, &mut facts));
@@ -72,13 +72,15 @@ impl Sampler {
         facts
     }
 
-    fn watch_more(&mut self, ram: &Ram, written: &[Gfn]) {
+    fn watch_more(&mut self, ram: &Ram, written: &FrameBits) {
         for _ in 0..WATCHED_PAGES {
             if self.watched.len() >= WATCHED_PAGES {
                 return;
             }
-            self.next = (self.next + 1) % written.len();
-            let gfn = written[self.next];
+            let Some(gfn) = written.after(self.last) else {
+                return;
+            };
+            self.last = gfn;
             if self.watched.iter().all(|watched| watched.gfn != gfn) {
                 self.watched.push(Watched {
                     gfn,

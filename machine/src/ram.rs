@@ -229,6 +229,11 @@ impl Ram {
         self.dirty.bits().iter().collect()
     }
 
+    /// The frames written in this epoch, at a cost that does not depend on their number.
+    pub fn dirty_bits(&self) -> FrameBits {
+        self.dirty.bits()
+    }
+
     /// The frames that were never touched, in order. Empty unless loading is lazy.
     pub fn absent_frames(&self) -> Vec<Gfn> {
         if self.any_absent.load(Ordering::Relaxed) {
@@ -264,6 +269,20 @@ impl Ram {
             .read_slice(&mut page, GuestAddress(gfn.base().0))
             .expect("callers name frames inside RAM");
         page
+    }
+
+    /// Reads an aligned quadword while the vCPU does not run: a page-table entry.
+    ///
+    /// # Errors
+    /// [`RamError::OutOfRange`], [`RamError::Load`].
+    pub fn read_aligned(&self, at: GuestPhys) -> Result<u64, RamError> {
+        if !self.contains(at, 8) {
+            return Err(self.out_of_range(at, 8));
+        }
+        self.prepare_read(at.gfn())?;
+        self.memory
+            .load(GuestAddress(at.0), Ordering::Relaxed)
+            .map_err(|_| self.out_of_range(at, 8))
     }
 
     /// Reads bytes while the vCPU does not run.

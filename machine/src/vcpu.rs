@@ -174,3 +174,43 @@ pub trait Vcpu {
     /// A handle with which other threads interrupt `run`.
     fn kick_handle(&self) -> Arc<dyn Kick>;
 }
+
+/// Lends a vCPU to something that wants one of its own, such as a recorder.
+impl<V: Vcpu> Vcpu for &mut V {
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        (**self).run(until)
+    }
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
+        (**self).complete_read(value)
+    }
+    fn rip(&mut self) -> Result<u64, VcpuError> {
+        (**self).rip()
+    }
+    fn position(&self) -> Option<Position> {
+        (**self).position()
+    }
+    fn interrupt_window_open(&self) -> bool {
+        (**self).interrupt_window_open()
+    }
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        (**self).request_interrupt_window(wanted);
+    }
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
+        (**self).inject_interrupt(vector)
+    }
+    fn save(&mut self) -> Result<CpuState, VcpuError> {
+        (**self).save()
+    }
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        (**self).load(state, position)
+    }
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
+        (**self).ram_written(start, bytes);
+    }
+    fn arm_write_tracking(&mut self) {
+        (**self).arm_write_tracking();
+    }
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        (**self).kick_handle()
+    }
+}

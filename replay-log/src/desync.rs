@@ -22,6 +22,8 @@ pub enum Observation {
     LogEnds,
     /// The replay was told to go no further.
     StepLimit,
+    /// The guest runs in a loop that changes nothing, waiting for what the recording does not have here.
+    Spins,
     /// The value of a register.
     Register {
         /// Its name.
@@ -107,6 +109,7 @@ impl fmt::Display for Observation {
             Self::Shutdown => f.write_str("a triple fault"),
             Self::LogEnds => f.write_str("the end of a cut log"),
             Self::StepLimit => f.write_str("the step limit of the replay"),
+            Self::Spins => f.write_str("a loop that changes nothing"),
             Self::Register { name, value } => write!(f, "{name} = {value:#x}"),
             Self::RegisterHash(hash) => write!(f, "registers {hash:016x}"),
             Self::Window { open: true } => f.write_str("an open interrupt window"),

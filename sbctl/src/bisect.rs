@@ -1,8 +1,7 @@
 //! `sbctl bisect N K`: the first point at which an interval goes another way.
 //!
-//! First the two modes of the engine are compared with each other: if they differ, the first
-//! instruction after which they do is found by comparing complete states at ever closer points. If
-//! they agree, the recording is what differs: then it narrows down what the recording allows, which
+//! First the two modes of the engine are compared with each other, side by side: if they differ, the
+//! first instruction after which they do is found. If they agree, the recording is what differs: then it narrows down what the recording allows, which
 //! is the events of the log and, for memory that differs at the end, the instruction that wrote it
 //! last.
 
@@ -117,10 +116,9 @@ fn bisect(jobs: &Jobs, arguments: &BisectArguments, kick: &Kicker) -> Result<Rep
         interval: &interval,
         recorded: &recorded,
         kick,
-        progress: &progress,
     };
     progress.set_message("comparing the two modes of the engine");
-    let modes_differ = searcher.modes(replayed.steps.0)?;
+    let modes_differ = searcher.modes()?;
     let recording_differs = match (&modes_differ, &replayed.outcome) {
         (None, tcg_sim::replay::Outcome::Diverged(divergence)) => {
             progress.set_message("looking for what differs from the recording");

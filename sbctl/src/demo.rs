@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: DemoArguments, environment: &Environment) -> Result
             summary: &summary,
             name: &name,
             console: &console,
-            sbctl: &format!("sbctl{}", environment.repository_option()),
+            sbctl: &environment.command(),
         },
     )?;
     Ok(summary.simulate.exit())

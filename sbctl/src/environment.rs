@@ -72,13 +72,13 @@ impl Environment {
         }
     }
 
-    /// What a command for this repository needs beside its name: nothing, or `--repo DIR`.
-    pub(crate) fn repository_option(&self) -> String {
+    /// How this program is called for this repository.
+    pub(crate) fn command(&self) -> String {
         match &self.repo {
             Some(path) if std::env::var_os("SBCTL_REPO").as_deref() != Some(path.as_os_str()) => {
-                format!(" --repo {}", path.display())
+                format!("sbctl --repo {}", path.display())
             }
-            _ => String::new(),
+            _ => "sbctl".into(),
         }
     }
 

@@ -169,7 +169,9 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
         .and_then(|summary| Ok((summary, sink.finish()?)));
     progress.finish_and_clear();
     let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
-    Ok(Report::new(&arguments.name, &summary, stored, guest_thread))
+    let mut report = Report::new(&arguments.name, &summary, stored, guest_thread);
+    report.sbctl = environment.command();
+    Ok(report)
 }
 
 /// CPU time of this thread.

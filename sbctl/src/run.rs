@@ -10,12 +10,12 @@ use crate::quantity::{Count, Span};
 use crate::record::thread_cpu;
 use anyhow::Result;
 use clap::Args;
-use kvm_recorder::{Length, Options, Positions, Recorder, Summary};
+use kvm_recorder::{Length, Options, Positions, RecordError, Recorder, Summary};
 use machine::board::Board;
 use machine::units::VirtualNanos;
 use machine::vcpu::Vcpu;
 use replay_log::RecordingId;
-use report::{FinalState, Report};
+use report::{EngineTable, FinalState, Report};
 use tcg_sim::EngineOptions;
 use tcg_sim::selfcheck::{Plan, SelfChecked};
 
@@ -40,6 +40,9 @@ pub(crate) struct Execution {
     /// Stop after this much guest time
     #[arg(long, value_name = "TIME")]
     stop_after: Option<Span>,
+    /// Print at the end what the engine did, in numbers: where its time may have gone
+    #[arg(long)]
+    engine_stats: bool,
 }
 
 impl Execution {
@@ -68,7 +71,7 @@ pub(crate) fn execute(
     if on_stdout {
         environment.require_stdout_free()?;
     }
-    let guest = arguments.guest.prepare()?;
+    let mut guest = arguments.guest.prepare()?;
     let options = Options {
         recording: RecordingId::default(),
         clock: guest.clock,
@@ -86,21 +89,32 @@ pub(crate) fn execute(
     };
     let state = session.state.clone();
     let cpu_before = thread_cpu();
+    let mut counters = None;
     let (summary, compared) = match plan {
         None => {
-            let recorder = Recorder::new(guest.vcpu, board, ram.clone(), options, output)?;
-            (session.record(recorder)?, None)
+            let vcpu = &mut guest.vcpu;
+            let recorder = Recorder::new(vcpu, board, ram.clone(), options, output)?;
+            let summary = session.record(recorder)?;
+            counters = Some(guest.vcpu.counters());
+            (summary, None)
         }
         Some(plan) => {
             let engine = EngineOptions::default();
             let vcpu = SelfChecked::around(guest.vcpu, ram.clone(), guest.cpuid, engine, plan)?;
             let progress = vcpu.progress();
             let recorder = Recorder::new(vcpu, board, ram.clone(), options, output)?;
-            (session.record(recorder)?, Some(progress.get()))
+            let summary = session.record(recorder)?;
+            (summary, Some(progress.end().map_err(RecordError::from)?))
         }
     };
     let mut report = Report::new(&summary, thread_cpu() - cpu_before);
     report.set_compared(compared);
+    if let Some(counters) = &counters {
+        report.set_engine(counters);
+        if arguments.engine_stats {
+            eprint!("{}", EngineTable(counters));
+        }
+    }
     if environment.output != Output::Text {
         report.set_state_hash(state.hash(&ram)?);
     }

@@ -20,7 +20,7 @@ mod trace;
 mod worker;
 
 pub(crate) use configuration::{Configuration, InstrumentArguments};
-pub(crate) use finding::{Finding, Mode, Register};
+pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::Results;
@@ -227,7 +227,9 @@ pub(crate) fn execute(
     results.note_speed(&ran, host_time, prediction.busy)?;
     let merged = Merged::collect(&source, &results, configuration)?;
     results.write_merged(&merged)?;
-    Ok(Report::new(&merged, &results, &wanted, &ran, host_time))
+    let mut report = Report::new(&merged, &results, &wanted, &ran, host_time);
+    report.sbctl = environment.command();
+    Ok(report)
 }
 
 fn nothing_to_do(source: &Source, arguments: &CommonSimulateArguments) -> Result<String> {

@@ -12,6 +12,7 @@ mod engine;
 mod place;
 mod registers;
 mod run;
+mod spin;
 mod vcpu;
 mod verify;
 

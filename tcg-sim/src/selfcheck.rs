@@ -3,9 +3,9 @@
 //! [`SelfChecked`] is a vCPU: an engine that works as ever, and beside it, for windows of the
 //! execution that a [`Plan`] names, two more ways to the same state. Each starts at the window's first
 //! position from a copy of registers and RAM, hence with no translation and no cached address, and
-//! gets what the devices gave the first: one in blocks, one in one-instruction blocks whose every
-//! access is checked in Rust. At the window's end registers and all of RAM must be the same three
-//! times. Where they are not, [`Divergence`] names the first step that differs.
+//! gets what the devices gave the first: one in blocks with all instruments, one in one-instruction
+//! blocks whose every access is checked in Rust. At the window's end registers and all of RAM must be
+//! the same three times. Where they are not, [`Divergence`] names the first step that differs.
 
 mod difference;
 mod window;
@@ -18,7 +18,7 @@ use machine::ram::{Ram, RamError};
 use machine::state::CpuState;
 use machine::units::{GuestPhys, Position, Steps, Vector};
 use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use window::{Call, Window};
 
 /// Which parts of an execution are compared.
@@ -52,20 +52,42 @@ pub struct Compared {
     pub steps: u64,
 }
 
-/// Counts that can be read while the vCPU belongs to another.
+/// What was found, to be read while the vCPU belongs to another and after it is gone.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Mutex<Compared>>);
+pub struct Progress(Arc<Mutex<Found>>);
+
+#[derive(Debug, Default)]
+struct Found {
+    compared: Compared,
+    at_the_end: Option<VcpuError>,
+}
 
 impl Progress {
     /// The counts now.
     pub fn get(&self) -> Compared {
-        *self.0.lock().expect("no panic under the lock")
+        self.found().compared
+    }
+
+    /// What the last window came to, which is compared when the vCPU is dropped.
+    ///
+    /// # Errors
+    /// [`VcpuError::Diverged`], or why it could not be compared.
+    pub fn end(&self) -> Result<Compared, VcpuError> {
+        let mut found = self.found();
+        match found.at_the_end.take() {
+            None => Ok(found.compared),
+            Some(error) => Err(error),
+        }
     }
 
     fn add(&self, steps: u64) {
-        let mut counts = self.0.lock().expect("no panic under the lock");
-        counts.windows += 1;
-        counts.steps += steps;
+        let mut found = self.found();
+        found.compared.windows += 1;
+        found.compared.steps += steps;
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().expect("no panic under the lock")
     }
 }
 
@@ -198,6 +220,18 @@ fn lost(source: RamError) -> VcpuError {
     }
 }
 
+impl Drop for SelfChecked {
+    /// Compares what of the last window was executed.
+    fn drop(&mut self) {
+        // Where a run broke off before a read had its value there is no state to compare.
+        if self.engine.save().is_ok()
+            && let Err(error) = self.close()
+        {
+            self.progress.found().at_the_end = Some(error);
+        }
+    }
+}
+
 impl Vcpu for SelfChecked {
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         loop {
@@ -245,14 +279,8 @@ impl Vcpu for SelfChecked {
         Ok(())
     }
 
-    /// Compares what of a window is done, since this may be the end.
     fn save(&mut self) -> Result<CpuState, VcpuError> {
-        let state = self.engine.save()?;
-        if self.window.is_some() {
-            self.close()?;
-            self.turn = self.here().steps.0;
-        }
-        Ok(state)
+        self.engine.save()
     }
 
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {

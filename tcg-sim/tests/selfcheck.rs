@@ -56,7 +56,7 @@ fn drive(vcpu: &mut impl Vcpu, steps: u64) -> Result<(), VcpuError> {
     let mut value = 0;
     loop {
         match vcpu.run(Some(Position::at(steps)))? {
-            Exit::Reached => return vcpu.save().map(|_| ()),
+            Exit::Reached => return Ok(()),
             Exit::PortRead { .. } => {
                 value += 1;
                 vcpu.complete_read(value & 0xff)?;
@@ -95,7 +95,9 @@ fn windows_cover_what_the_plan_says() {
         };
         let mut vcpu = checked(CpuidTable::x86_64_v2(), plan);
         drive(&mut vcpu, 10_000).unwrap();
-        let compared = vcpu.progress().get();
+        let progress = vcpu.progress();
+        drop(vcpu);
+        let compared = progress.end().unwrap();
         assert_eq!(
             (compared.windows, compared.steps),
             (windows, steps),
@@ -127,6 +129,25 @@ fn a_run_that_stands_alone_is_found() {
     assert!(found.run_alone && found.first.is_none(), "{found}");
     assert_eq!(found.window.0, Position::at(500));
     assert!(found.page.is_some(), "RAX was added to memory: {found}");
+}
+
+#[test]
+fn the_last_window_is_compared_in_the_end() {
+    let mut table = CpuidTable::x86_64_v2();
+    for entry in table.entries.iter_mut().filter(|e| e.leaf == 0x8000_0002) {
+        entry.registers[0] ^= 0x100;
+    }
+    let plan = Plan {
+        every: 1000,
+        length: 100,
+        from: 500,
+    };
+    let mut vcpu = checked(table, plan);
+    drive(&mut vcpu, 550).unwrap();
+    let progress = vcpu.progress();
+    drop(vcpu);
+    let found = divergence(progress.end().unwrap_err());
+    assert_eq!(found.window, (Position::at(500), Position::at(550)));
 }
 
 #[test]

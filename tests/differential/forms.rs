@@ -1,10 +1,17 @@
 //! Which instruction forms belong to the CPU model, and which of them a sequence may contain.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind};
+#[cfg(test)]
+use super::vendor::Vendor;
+#[cfg(test)]
+use iced_x86::MemorySize;
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderError, EncodingKind, Instruction, Mnemonic,
+    OpCodeOperandKind,
+};
 
 /// CPUID features of the model x86-64-v2, in the decoder's names. `LZCNT` and `BMI1` stand for the
-/// legacy encodings of LZCNT and TZCNT, which hardware executes whatever the table says, and the CET
-/// ones for encodings that are NOPs where CET is off.
+/// legacy encodings of LZCNT and TZCNT, which hardware executes whatever the table says, the CET one
+/// and `PREFETCHW` for encodings that are NOPs or hints where the feature is not offered.
 const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL186,
@@ -28,6 +35,7 @@ const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::MULTIBYTENOP,
     CpuidFeature::PAUSE,
     CpuidFeature::POPCNT,
+    CpuidFeature::PREFETCHW,
     CpuidFeature::SSE,
     CpuidFeature::SSE2,
     CpuidFeature::SSE3,
@@ -37,25 +45,78 @@ const FEATURES: &[CpuidFeature] = &[
     CpuidFeature::TSC,
 ];
 
-/// Mnemonics that cannot be compared with a process of the host's kernel: system calls, what a
-/// kernel emulates for user mode (SGDT and the like under UMIP), CPUID, which shows the host's
-/// table, and what traps to a hypervisor.
-const EXCLUDED: &[Mnemonic] = &[
-    Mnemonic::Cpuid,
-    Mnemonic::Syscall,
-    Mnemonic::Sysenter,
-    Mnemonic::Sysexit,
-    Mnemonic::Sysret,
-    Mnemonic::Sysexitq,
-    Mnemonic::Sysretq,
-    Mnemonic::Sgdt,
-    Mnemonic::Sidt,
-    Mnemonic::Sldt,
-    Mnemonic::Str,
-    Mnemonic::Smsw,
-    Mnemonic::Rsm,
-    Mnemonic::Rdpmc,
+/// Features that the model has as well, all of whose forms are on [`EXCLUDED`].
+#[cfg(test)]
+const SYSTEM_FEATURES: &[CpuidFeature] = &[
+    CpuidFeature::CPUID,
+    CpuidFeature::RDPMC,
+    CpuidFeature::SEP,
+    CpuidFeature::SYSCALL,
 ];
+
+/// Mnemonics that cannot be compared with a process of the host's kernel, and why.
+const EXCLUDED: &[(&[Mnemonic], &str)] = &[
+    (
+        &[
+            Mnemonic::Syscall,
+            Mnemonic::Sysenter,
+            Mnemonic::Sysexit,
+            Mnemonic::Sysret,
+            Mnemonic::Sysexitq,
+            Mnemonic::Sysretq,
+        ],
+        "enters the kernel, or faults by what it has set up",
+    ),
+    (
+        &[
+            Mnemonic::Sgdt,
+            Mnemonic::Sidt,
+            Mnemonic::Sldt,
+            Mnemonic::Str,
+            Mnemonic::Smsw,
+        ],
+        "the kernel forbids it by UMIP and emulates it",
+    ),
+    (&[Mnemonic::Cpuid], "shows the host's table"),
+    (
+        &[Mnemonic::Rdpmc],
+        "allowed or not by what else the host does",
+    ),
+    (&[Mnemonic::Rsm], "may trap to a hypervisor"),
+];
+
+/// Why no sequence may contain a form of the model.
+fn exclusion(code: Code) -> Option<&'static str> {
+    if code.op_code().fwait() {
+        return Some("two instructions: WAIT and the form without");
+    }
+    let (_, reason) = EXCLUDED
+        .iter()
+        .find(|(mnemonics, _)| mnemonics.contains(&code.mnemonic()))?;
+    Some(reason)
+}
+
+/// Why the host's decoder never comes to an allowed form.
+#[cfg(test)]
+pub(super) fn unreachable(code: Code, vendor: Vendor) -> Option<&'static str> {
+    use OpCodeOperandKind::{br16_1, br16_2};
+    let narrow = [br16_1, br16_2].contains(&code.op_code().op_kind(0))
+        || matches!(
+            code,
+            Code::Call_rm16 | Code::Jmp_rm16 | Code::Retnw | Code::Retnw_imm16
+        );
+    match vendor {
+        Vendor::Intel if narrow => Some("the prefix is ignored"),
+        Vendor::Intel if code == Code::Ud0 => Some("it has a ModRM byte"),
+        Vendor::Amd if code.mnemonic() == Mnemonic::Ud0 && code != Code::Ud0 => {
+            Some("it has no ModRM byte")
+        }
+        Vendor::Amd if code.op_code().memory_size() == MemorySize::SegPtr64 => {
+            Some("far pointers with 64-bit offsets do not exist")
+        }
+        _ => None,
+    }
+}
 
 /// How a sequence uses a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +137,10 @@ pub enum Kind {
 pub fn allowed(code: Code) -> bool {
     let op = code.op_code();
     op.is_instruction()
-        && !op.fwait()
         && op.mode64()
         && op.encoding() == EncodingKind::Legacy
         && code.cpuid_features().iter().all(|f| FEATURES.contains(f))
-        && !EXCLUDED.contains(&code.mnemonic())
+        && exclusion(code).is_none()
 }
 
 /// Whether a decoded instruction may be executed by a sequence. Invalid encodings may: they fault.
@@ -88,6 +148,26 @@ pub fn instruction_allowed(instruction: &Instruction) -> bool {
     let code = instruction.code();
     let interrupt_80 = code == Code::Int_imm8 && instruction.immediate8() == 0x80;
     code == Code::INVALID || (allowed(code) && !interrupt_80)
+}
+
+/// Whether 64-bit mode takes the bytes for a VEX or EVEX encoding. The model has neither, the host has,
+/// and even how much of an undefined one is fetched depends on that.
+pub fn is_vector_encoding(bytes: &[u8]) -> bool {
+    let prefix = |byte: &u8| {
+        matches!(
+            byte,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+        )
+    };
+    let opcode = bytes.iter().find(|byte| !prefix(byte));
+    matches!(opcode, Some(0x62 | 0xc4 | 0xc5))
+}
+
+/// Whether no processor knows the instruction that starts with these bytes, the most there can be.
+pub fn is_undefined(bytes: &[u8; 15]) -> bool {
+    let mut decoder = Decoder::with_ip(64, bytes, 0x1000_0000, super::generator::decoder_options());
+    let code = decoder.decode().code();
+    code == Code::INVALID && decoder.last_error() == DecoderError::InvalidInstruction
 }
 
 /// How a sequence uses an allowed form.
@@ -153,6 +233,24 @@ impl Default for Forms {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_form_of_the_model_is_used_or_excluded_for_a_reason() {
+        let known = |f| FEATURES.contains(f) || SYSTEM_FEATURES.contains(f);
+        let of_model = Code::values().filter(|code| {
+            let op = code.op_code();
+            // BMI1 stands for legacy encodings alone.
+            let legacy = op.encoding() == EncodingKind::Legacy;
+            legacy && op.is_instruction() && op.mode64() && code.cpuid_features().iter().all(known)
+        });
+        let (mut used, mut excluded) = (0, 0);
+        for code in of_model {
+            assert_ne!(allowed(code), exclusion(code).is_some(), "{code:?}");
+            used += u32::from(allowed(code));
+            excluded += u32::from(!allowed(code));
+        }
+        assert!(used > 1300 && excluded < 60, "{used}, {excluded}");
+    }
 
     #[test]
     fn the_model_has_every_legacy_form_and_none_beyond_it() {

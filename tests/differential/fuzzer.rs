@@ -4,15 +4,20 @@ use super::case::Case;
 use super::compare::{Difference, Finding, difference, is_comparable};
 use super::generator::Generator;
 use super::image::Images;
+use super::layout::IMAGE_BYTES;
 use super::minimise::minimise;
 use super::native::NativeError;
 use super::registers::End;
 use super::side::{Side, as_final};
+use super::text::describe;
 use std::fmt::{self, Display};
 use std::ops::Range;
 
 /// Cases per batch: few enough that a batch stays in the second-level cache.
 pub const BATCH: usize = 16;
+
+/// What the engine says of a mode that it does not run.
+const COMPATIBILITY: &str = "compatibility";
 
 /// What a run has seen.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +32,11 @@ pub struct Tally {
     pub completed: u64,
     /// Cases that made a system call or did not end, and so could not be compared.
     pub undecided: u64,
+    /// Cases that cannot be compared, since they came to an instruction outside the model by writing
+    /// over their code, or to a REP that writes over itself.
+    pub outside: u64,
+    /// Cases that the engine refused because it does not do what they need (compatibility mode).
+    pub refused: u64,
     /// Cases that differed.
     pub differences: u64,
 }
@@ -38,6 +48,8 @@ impl Tally {
         self.instructions += other.instructions;
         self.completed += other.completed;
         self.undecided += other.undecided;
+        self.outside += other.outside;
+        self.refused += other.refused;
         self.differences += other.differences;
         for (&vector, count) in &other.vectors {
             *self.vectors.entry(vector).or_default() += count;
@@ -49,8 +61,15 @@ impl Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} sequences, {} instructions, {} ran to their end, {} undecided, {} differ",
-            self.sequences, self.instructions, self.completed, self.undecided, self.differences
+            "{} sequences, {} instructions, {} ran to their end, {} undecided, {} outside the model, \
+             {} refused, {} differ",
+            self.sequences,
+            self.instructions,
+            self.completed,
+            self.undecided,
+            self.outside,
+            self.refused,
+            self.differences
         )?;
         write!(f, "ended by vector:")?;
         for (vector, count) in &self.vectors {
@@ -97,6 +116,10 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
             self.execute(&cases)?;
             for (index, case) in cases.iter().enumerate() {
                 if let Some(difference) = self.judge(index, case, tally) {
+                    if self.leaves_model(case) {
+                        tally.outside += 1;
+                        continue;
+                    }
                     tally.differences += 1;
                     found(Finding {
                         seed: batch[index],
@@ -109,6 +132,12 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
         Ok(())
     }
 
+    /// Whether a case cannot be compared because of what it executes.
+    fn leaves_model(&mut self, case: &Case) -> bool {
+        self.expected.leaves_model(case, &self.images)
+            || self.actual.leaves_model(case, &self.images)
+    }
+
     /// Runs one case and returns how the sides differ.
     ///
     /// # Errors
@@ -116,6 +145,22 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
     pub fn check(&mut self, case: &Case) -> Result<Option<Difference>, NativeError> {
         self.execute(std::slice::from_ref(case))?;
         Ok(self.judge(0, case, &mut Tally::default()))
+    }
+
+    /// Runs cases and returns those that differ.
+    ///
+    /// # Errors
+    /// [`NativeError`] when the host CPU cannot be used any more.
+    pub fn check_all(&mut self, cases: &[Case]) -> Result<Vec<(Case, Difference)>, NativeError> {
+        let mut found = Vec::new();
+        for batch in cases.chunks(BATCH) {
+            self.execute(batch)?;
+            for (index, case) in batch.iter().enumerate() {
+                let difference = self.judge(index, case, &mut Tally::default());
+                found.extend(difference.map(|difference| (case.clone(), difference)));
+            }
+        }
+        Ok(found)
     }
 
     /// Makes a case that differs as small as it gets while it still differs in the same item.
@@ -147,6 +192,21 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
         }
     }
 
+    /// Runs one case and says in words how it ends on each side.
+    ///
+    /// # Errors
+    /// [`NativeError`] when the host CPU cannot be used any more.
+    pub fn show(&mut self, case: &Case) -> Result<String, NativeError> {
+        self.execute(std::slice::from_ref(case))?;
+        let mut before = Box::new([0; IMAGE_BYTES]);
+        case.fill(&self.images, &mut before);
+        let first = describe(case, &before, self.expected.end(0));
+        let second = describe(case, &before, self.actual.end(0));
+        let difference = self.judge(0, case, &mut Tally::default());
+        let difference = difference.map_or("no difference".to_owned(), |d| d.to_string());
+        Ok(format!("first:  {first}\nsecond: {second}\n{difference}\n"))
+    }
+
     fn execute(&mut self, cases: &[Case]) -> Result<(), NativeError> {
         self.expected.begin(cases, &self.images);
         self.actual.begin(cases, &self.images);
@@ -160,6 +220,10 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
         let ends = (self.expected.end(index), self.actual.end(index));
         let (expected, actual) = match ends {
             (Ok(expected), Ok(actual)) => (expected, actual),
+            (_, Err(limit)) if limit.contains(COMPATIBILITY) => {
+                tally.refused += 1;
+                return None;
+            }
             (expected, actual) => {
                 return Some(Difference {
                     item: "failure".to_owned(),

@@ -2,9 +2,12 @@
 //! privilege level 3 and whose exception handlers halt at once.
 
 use super::case::Case;
+use super::forms::{instruction_allowed, is_vector_encoding};
+use super::generator::decoder_options;
 use super::image::Images;
-use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP};
+use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset};
 use super::registers::{End, FxImage, Outcome, Registers};
+use iced_x86::Decoder;
 use machine::ram::{Ram, RamError};
 use machine::state::{CpuState, DescriptorTable, FpuState, Segment, cr0, cr4};
 use machine::units::{GuestPhys, PAGE_BYTES, Position};
@@ -12,7 +15,9 @@ use machine::vcpu::{Exit, Vcpu, VcpuError};
 use std::sync::Arc;
 
 /// Steps after which a sequence counts as endless.
-const STEP_LIMIT: u64 = 1_000_000;
+const STEP_LIMIT: u64 = 30_000;
+/// Steps that are looked at one by one in a sequence that differs.
+const TRACED_STEPS: u64 = 20_000;
 /// Frames of RAM.
 const FRAMES: u64 = 64;
 /// Linear address at which the supervisor sees frame 0.
@@ -94,27 +99,39 @@ pub enum GuestError {
 pub struct Guest<V> {
     vcpu: V,
     ram: Arc<Ram>,
+    /// What the frames of the memory image hold.
+    content: Box<[u8; IMAGE_BYTES]>,
     template: CpuState,
+    start: Start<V>,
 }
 
+/// Gives a virtual CPU a state at position 0. All changes of RAM were announced, so what is cached may
+/// stay.
+pub type Start<V> = fn(&mut V, &CpuState) -> Result<(), VcpuError>;
+
 impl<V: Vcpu> Guest<V> {
-    /// A guest on the virtual CPU that `make` builds over the RAM.
+    /// A guest on the virtual CPU that `make` builds over the RAM. `cpu_number` is what the host's
+    /// kernel shows of the CPU that it is compared with.
     ///
     /// # Errors
     /// [`GuestError::Ram`], and what `make` returns.
     pub fn new(
         images: &Images,
+        cpu_number: u32,
         make: impl FnOnce(Arc<Ram>) -> Result<V, VcpuError>,
+        start: Start<V>,
     ) -> Result<Self, GuestError> {
         let ram = Arc::new(Ram::new(FRAMES * PAGE_BYTES)?);
         write_page_tables(&ram)?;
-        write_system_tables(&ram)?;
+        write_system_tables(&ram, cpu_number)?;
         ram.write(physical(frame::CONSTANT), images.constant())?;
         let vcpu = make(ram.clone())?;
         Ok(Self {
             vcpu,
             ram,
+            content: Box::new([0; IMAGE_BYTES]),
             template: template(),
+            start,
         })
     }
 
@@ -135,10 +152,12 @@ impl<V: Vcpu> Guest<V> {
         self.write_image(memory)?;
         let mut state = self.template.clone();
         load_registers(&mut state, &case.start);
-        self.vcpu.load(&state, Position::at(0))?;
-        let exit = self.vcpu.run(Some(Position::at(STEP_LIMIT)))?;
-        let state = self.vcpu.save()?;
+        (self.start)(&mut self.vcpu, &state)?;
+        let exit = self.vcpu.run(Some(Position::at(STEP_LIMIT)));
         self.ram.read(physical(frame::IMAGE), memory)?;
+        self.content.copy_from_slice(memory);
+        let exit = exit?;
+        let state = self.vcpu.save()?;
         match exit {
             Exit::Halt => self.outcome(&state),
             Exit::Reached => Ok(Outcome {
@@ -149,11 +168,69 @@ impl<V: Vcpu> Guest<V> {
         }
     }
 
+    /// Runs a sequence step by step and returns whether it comes to an instruction that a sequence may
+    /// not contain, or to a repeated string instruction that writes over itself: hardware goes on for
+    /// as much of a 64-byte chunk as it had begun, the engine until it has overwritten a byte.
+    pub(super) fn leaves_model(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
+        let leaves = self.trace_out(case, memory);
+        self.ram
+            .read(physical(frame::IMAGE), &mut self.content[..])
+            .expect("the image is in RAM");
+        leaves
+    }
+
+    fn trace_out(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
+        if self.write_image(memory).is_err() {
+            return false;
+        }
+        let mut state = self.template.clone();
+        load_registers(&mut state, &case.start);
+        if self.vcpu.load(&state, Position::at(0)).is_err() {
+            return false;
+        }
+        for step in 1..TRACED_STEPS {
+            let Ok(state) = self.vcpu.save() else {
+                return false;
+            };
+            let rip = state.rip;
+            let bitness = if state.segs[1].long_mode() { 64 } else { 32 };
+            let bytes = self.code_at(rip);
+            let instruction = Decoder::with_ip(bitness, &bytes, rip, decoder_options()).decode();
+            let vector = bitness == 64 && is_vector_encoding(&bytes);
+            if !bytes.is_empty() && (vector || !instruction_allowed(&instruction)) {
+                return true;
+            }
+            let reached = matches!(self.vcpu.run(Some(Position::at(step))), Ok(Exit::Reached));
+            let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+            if repeats && instruction.is_string_instruction() && self.code_at(rip) != bytes {
+                return true;
+            }
+            if !reached {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// What can be an instruction at an address; empty outside the code, where sequences end.
+    fn code_at(&self, rip: u64) -> Vec<u8> {
+        let Some(at) = image_offset(rip).filter(|_| CODE.contains(rip)) else {
+            return Vec::new();
+        };
+        let mut bytes = vec![0; (CODE.end() - rip).min(15) as usize];
+        let from = GuestPhys(physical(frame::IMAGE).0 + at as u64);
+        match self.ram.read(from, &mut bytes) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Replaces the pages of the image that differ.
     fn write_image(&mut self, memory: &[u8; IMAGE_BYTES]) -> Result<(), GuestError> {
         for (index, page) in memory.chunks_exact(PAGE_BYTES as usize).enumerate() {
             let at = physical(frame::IMAGE + index as u64);
-            if self.ram.page(at.gfn()) != page {
+            let offset = index * PAGE_BYTES as usize;
+            if self.content[offset..offset + page.len()] != *page {
                 self.ram.write(at, page)?;
                 self.vcpu.ram_written(at, PAGE_BYTES);
             }
@@ -280,12 +357,13 @@ fn write_page_tables(ram: &Ram) -> Result<(), RamError> {
     Ok(())
 }
 
-fn write_system_tables(ram: &Ram) -> Result<(), RamError> {
+fn write_system_tables(ram: &Ram, cpu_number: u32) -> Result<(), RamError> {
     let tss = linear(frame::TSS);
     for (index, descriptor) in GDT.into_iter().enumerate() {
         let base = match index {
             8 => (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56,
             9 => tss >> 32,
+            15 => u64::from(cpu_number & 0xffff) | u64::from(cpu_number >> 16 & 0xf) << 48,
             _ => 0,
         };
         put(ram, frame::GDT, index as u64, descriptor | base)?;

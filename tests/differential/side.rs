@@ -20,6 +20,13 @@ pub trait Side {
     /// [`NativeError`] when the host CPU cannot be used.
     fn finish(&mut self) -> Result<(), NativeError>;
 
+    /// Whether a case executes an instruction that the model lacks or that no sequence may contain:
+    /// what it writes over its code can be anything. Only virtual CPUs can tell.
+    fn leaves_model(&mut self, case: &Case, images: &Images) -> bool {
+        let _ = (case, images);
+        false
+    }
+
     /// The end of a case of the batch.
     ///
     /// # Errors
@@ -77,6 +84,12 @@ impl<V: Vcpu> Side for GuestSide<V> {
 
     fn finish(&mut self) -> Result<(), NativeError> {
         Ok(())
+    }
+
+    fn leaves_model(&mut self, case: &Case, images: &Images) -> bool {
+        let mut memory = Box::new([0; IMAGE_BYTES]);
+        case.fill(images, &mut memory);
+        self.guest.leaves_model(case, &memory)
     }
 
     fn end(&self, index: usize) -> Result<(Outcome, &[u8; IMAGE_BYTES]), String> {

@@ -6,7 +6,8 @@
 use super::case::Case;
 use super::compare::Finding;
 use super::generator::decoder_options;
-use super::registers::{FxImage, Registers, START_SELECTORS};
+use super::layout::{IMAGE_BYTES, image_address};
+use super::registers::{FxImage, Outcome, Registers, START_SELECTORS};
 use iced_x86::{Decoder, Formatter, IntelFormatter};
 use std::fmt::{self, Display, Write};
 
@@ -46,6 +47,14 @@ impl Display for Case {
         }
         write_registers(f, &self.start)
     }
+}
+
+/// The cases of a text, divided by lines `---`.
+///
+/// # Errors
+/// [`ParseError`] of the first case that is none; lines count from the start of the case.
+pub fn parse_all(text: &str) -> Result<Vec<Case>, ParseError> {
+    text.split("\n---\n").map(str::parse).collect()
 }
 
 fn disassemble(bytes: &[u8], at: u64) -> String {
@@ -201,6 +210,45 @@ impl Display for Finding {
         writeln!(f, "# {}", self.difference)?;
         write!(f, "{}", self.case)
     }
+}
+
+/// How a case ended, in one line: what changed.
+pub(super) fn describe(
+    case: &Case,
+    before: &[u8; IMAGE_BYTES],
+    end: Result<(Outcome, &[u8; IMAGE_BYTES]), String>,
+) -> String {
+    let (outcome, memory) = match end {
+        Ok(end) => end,
+        Err(failure) => return failure,
+    };
+    let (old, new) = (&case.start, &outcome.registers);
+    let mut text = format!("{:x?} at {:#x}", outcome.end, new.rip);
+    let mut put = |name: String, old: u128, new: u128| {
+        if old != new {
+            text += &format!(", {name} {new:#x}");
+        }
+    };
+    for (name, (old, new)) in GPR.iter().zip(old.gpr.into_iter().zip(new.gpr)) {
+        put((*name).to_owned(), old.into(), new.into());
+    }
+    for (name, get, _) in SCALARS {
+        put(name.to_owned(), get(old).into(), get(new).into());
+    }
+    for n in 0..8 {
+        put(format!("st{n}"), old.fpu.st(n), new.fpu.st(n));
+    }
+    for n in 0..16 {
+        put(format!("xmm{n}"), old.fpu.xmm(n), new.fpu.xmm(n));
+    }
+    for (at, (&old, &new)) in before.iter().zip(memory).enumerate() {
+        put(
+            format!("[{:#x}]", image_address(at)),
+            old.into(),
+            new.into(),
+        );
+    }
+    text
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub fn images() -> Option<PathBuf> {
 impl Linux {
     /// An engine on this RAM.
     fn engine(&self, ram: Arc<Ram>) -> Engine {
-        Engine::new(ram, CpuidTable::x86_64_v2(), self.engine.clone())
+        Engine::new(ram, CpuidTable::of_host(), self.engine.clone())
             .expect("this host runs the engine")
     }
 

@@ -1,6 +1,7 @@
 //! Whatever breaks determinism is found at the right place: by replay, and to the step by comparing
 //! two replays.
 
+use iced_x86::code_asm::*;
 use kvm_recorder::{Kicks, Length, Options, Positions, Recorder};
 use machine::checkpoint::memory::MemoryStore;
 use machine::checkpoint::{CheckpointPages, CheckpointSource};
@@ -9,8 +10,8 @@ use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Position, VirtualNanos};
 use machine::vcpu::Vcpu;
-use replay_log::{Observation, RecordingId};
-use simuboost_tests::guest::layout;
+use replay_log::{EventPosition, Observation, RecordingId};
+use simuboost_tests::guest::{Guest, layout};
 use simuboost_tests::recording::TestBus;
 use simuboost_tests::recording::faulty::{FaultyEngine, UnloggedDevice};
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
@@ -197,4 +198,73 @@ fn what_a_device_did_unlogged_is_found() {
         })
         .collect();
     assert_eq!(wrong.len(), 1);
+}
+
+/// A guest that waits in a loop for an interrupt, which pushes and pops so that it writes all the time,
+/// and for which memory is as it was after each round, or not.
+fn waiting(counts: bool) -> (Arc<dyn CheckpointSource>, Interval) {
+    let mut guest = Guest::new();
+    guest
+        .code_at(layout::CODE, layout::CODE, |a| {
+            let mut top = a.create_label();
+            a.mov(rsi, layout::DATA)?;
+            a.set_label(&mut top)?;
+            a.push(rbx)?;
+            a.pop(rcx)?;
+            a.pause()?;
+            if counts {
+                a.inc(qword_ptr(rsi))?;
+            }
+            a.jmp(top)
+        })
+        .expect("it assembles");
+    let ram = Arc::new(Ram::new(layout::RAM_BYTES).expect("test RAM is small"));
+    ram.write(GuestPhys(0), guest.ram()).expect("it fits");
+    let mut vcpu = engine(ram.clone(), false);
+    let mut start = guest.state.clone();
+    start.rip = layout::CODE;
+    vcpu.load(&start, Position::default())
+        .expect("the start state is valid");
+    let bus = TestBus::new(layout::RAM_BYTES, 3, DEVICE_WINDOW, u64::MAX / 2);
+    let options = Options {
+        interval: Length::Steps(1_000_000),
+        stop_after: Some(Length::Steps(500_000)),
+        ..options(random_kicks())
+    };
+    let store = MemoryStore::default();
+    let console = Box::new(std::io::sink());
+    let recorder = Recorder::new(vcpu, bus, ram, options, console).expect("the engine counts");
+    recorder
+        .record(Box::new(store.clone()))
+        .expect("the guest runs");
+    let interval = Interval::load(&store, 0).expect("it is there");
+    (Arc::new(store), interval)
+}
+
+#[test]
+fn a_wait_for_what_never_comes_ends() {
+    for counts in [false, true] {
+        let (source, mut interval) = waiting(counts);
+        assert_eq!(replayed(&source, &interval).outcome, Outcome::Verified);
+        let end = interval.segment.end.as_mut().expect("the log is complete");
+        let EventPosition::Landmark(landmark) = &mut end.at else {
+            panic!("the guest does nothing but run");
+        };
+        landmark.gpr[9] ^= 1;
+        let ram = lazy_ram(&source, 0);
+        let mut vcpu = engine(ram.clone(), false);
+        let limits = Limits {
+            max_steps: 200_000_000,
+            ..Limits::default()
+        };
+        let report = replay(&mut vcpu, &ram, &interval, &*source, &limits).expect("a verdict");
+        let Outcome::Diverged(found) = report.outcome else {
+            panic!("that state is never met");
+        };
+        let expected = match counts {
+            false => Observation::Spins,
+            true => Observation::StepLimit,
+        };
+        assert_eq!(found.first.actual, expected);
+    }
 }

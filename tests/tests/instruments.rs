@@ -327,9 +327,12 @@ fn traces_of_random_sequences_are_the_same_in_both_modes() {
             one_instruction_blocks,
             ..EngineOptions::default()
         };
-        Sequences::new(&images, |ram| {
-            Engine::new(ram, CpuidTable::x86_64_v2(), options)
-        })
+        Sequences::new(
+            &images,
+            0,
+            |ram| Engine::new(ram, CpuidTable::x86_64_v2(), options),
+            |engine, state| engine.load(state, Position::at(0)),
+        )
         .expect("this host runs the engine")
     });
     let mut generator = Generator::default();

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 /// How soon a kick comes again that found a place where nothing can be logged.
 const RETRY: Duration = Duration::from_micros(20);
 
+/// A guest that was woken from HLT mostly halts again before this many steps: until then no alarm is
+/// set, whose thread would be woken for nothing, and the guest looks at the time a little later.
+const SHORT_STEPS: u64 = 100_000;
+
 /// How many steps later, where steps count.
 const RETRY_STEPS: u64 = 1;
 
@@ -94,6 +98,10 @@ pub(super) struct Pace {
     end: Option<Goal>,
     /// The last boundary was no place for an event: look again soon.
     retrying: bool,
+    /// Stops by position need no landmarks.
+    counts: bool,
+    /// The guest halted since the alarm was last set.
+    woken: bool,
 }
 
 fn steps(position: Option<Position>) -> Steps {
@@ -127,6 +135,8 @@ impl Pace {
             interval_end: Goal::Steps(Steps(0)),
             end: None,
             retrying: false,
+            counts: options.positions == Positions::Count,
+            woken: false,
         };
         let position = vcpu.position();
         let now = this.now(position);
@@ -186,6 +196,7 @@ impl Pace {
             self.set_alarm(Some(Instant::now() + RETRY));
             return position.map(|at| Position::at(at.steps.0 + RETRY_STEPS));
         }
+        let woken = std::mem::take(&mut self.woken);
         let goals = [Some(self.interval_end), self.end];
         let by_steps = goals.into_iter().flatten().filter_map(|goal| match goal {
             Goal::Steps(steps) => Some(steps),
@@ -196,11 +207,17 @@ impl Pace {
             RunLimit::Steps(steps) => Some(steps),
             RunLimit::Host(_) | RunLimit::Unlimited => None,
         };
+        let short = position.filter(|_| woken && self.counts);
+        let by_halting = match (limit, short) {
+            (RunLimit::Host(_), Some(at)) => Some(Steps(at.steps.0 + SHORT_STEPS)),
+            _ => None,
+        };
         self.set_alarm(match limit {
+            RunLimit::Host(_) if by_halting.is_some() => None,
             RunLimit::Host(host) => self.started.checked_add(Duration::from_nanos(host.0)),
             RunLimit::Steps(_) | RunLimit::Unlimited => None,
         });
-        let stop = by_steps.chain(by_time).min()?;
+        let stop = by_steps.chain(by_time).chain(by_halting).min()?;
         Some(self.late(stop))
     }
 
@@ -240,6 +257,7 @@ impl Pace {
         position: Option<Position>,
         control: &Control,
     ) {
+        self.woken = true;
         let moment = self.moment(position);
         let until = match (&self.clock, deadline) {
             // Nothing but input makes time pass, so do not run ahead of it.

@@ -20,6 +20,20 @@ impl FrameBits {
         })
     }
 
+    /// The first frame behind `gfn`, or else the first of all.
+    pub fn after(&self, gfn: Gfn) -> Option<Gfn> {
+        let start = (gfn.0 / 64) as usize;
+        let above = u64::MAX.checked_shl(gfn.0 as u32 % 64 + 1).unwrap_or(0);
+        let words = self.0.len();
+        let mut masked = (0..=words).map(|n| {
+            let index = (start + n) % words.max(1);
+            let mask = if n == 0 { above } else { u64::MAX };
+            (index, self.0.get(index).copied().unwrap_or(0) & mask)
+        });
+        let (index, word) = masked.find(|(_, word)| *word != 0)?;
+        Some(Gfn(index as u64 * 64 + u64::from(word.trailing_zeros())))
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
@@ -116,8 +130,14 @@ mod tests {
             assert!(set.insert(Gfn(frames - 1)) && !set.insert(Gfn(frames - 1)));
             assert!(set.contains(Gfn(frames - 1)));
             let taken = set.take();
+            for before in [0, frames / 2, frames - 1, frames + 63] {
+                assert_eq!(taken.after(Gfn(before)), Some(Gfn(frames - 1)));
+            }
+            let next = full.bits().after(Gfn(frames / 2));
+            assert_eq!(next, Some(Gfn((frames / 2 + 1) % frames)));
             assert!(taken.iter().eq([Gfn(frames - 1)]));
             assert_eq!(set.bits().count(), 0);
+            assert_eq!(set.bits().after(Gfn(0)), None);
             set.assign(&taken);
             assert!(set.remove(Gfn(frames - 1)) && !set.remove(Gfn(frames - 1)));
         }

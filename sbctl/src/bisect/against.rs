@@ -64,8 +64,8 @@ impl Searcher<'_> {
     /// The first quadword of a page that differs after `steps` instructions, and who wrote it.
     fn memory(&self, gfn: Gfn, steps: u64) -> Result<Option<Memory>> {
         let page = move |_: &mut Engine, ram: &Ram| Ok::<_, VcpuError>(Box::new(ram.page(gfn)));
-        let mut pass = self.pass(Mode::Blocks, &[steps], page)?;
-        let Some(actual) = pass.seen.pop().flatten() else {
+        let mut seen = self.pass(Mode::Blocks, &[steps], page)?;
+        let Some(actual) = seen.pop().flatten() else {
             return Ok(None);
         };
         let mut expected = [0; PAGE_BYTES as usize];
@@ -100,8 +100,8 @@ impl Searcher<'_> {
         while high - low > 1 {
             let mut points = points(low, high);
             points.insert(0, low);
-            let pass = self.pass(Mode::Blocks, &points, value)?;
-            let last = pass.seen.windows(2).rposition(|pair| pair[0] != pair[1]);
+            let seen = self.pass(Mode::Blocks, &points, value)?;
+            let last = seen.windows(2).rposition(|pair| pair[0] != pair[1]);
             let Some(before) = last else {
                 return Ok(None);
             };

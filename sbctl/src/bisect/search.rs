@@ -3,20 +3,17 @@
 use super::Kicker;
 use super::code::Instruction;
 use super::probe::{Watched, is_end};
-use crate::simulate::{Jobs, Mode, Register};
-use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
+use crate::simulate::{Jobs, LoggedEvent, Mode, Register};
+use anyhow::{Context, Result};
 use machine::checkpoint::CheckpointSource;
 use machine::ram::Ram;
-use machine::state::CpuState;
-use machine::units::{Gfn, PAGE_BYTES, Position};
-use machine::vcpu::{Vcpu, VcpuError};
+use machine::units::Position;
+use machine::vcpu::{Kick, Vcpu, VcpuError};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use tcg_sim::Engine;
-use tcg_sim::replay::{Interval, ReplayError, register_differences, replay};
+use tcg_sim::replay::{Comparison, FirstDifference, Interval, ReplayError, Side, bisect, replay};
 
 /// Points that one pass looks at.
 const POINTS: u64 = 32;
@@ -27,13 +24,6 @@ pub(super) struct Searcher<'a> {
     pub(super) interval: &'a Interval,
     pub(super) recorded: &'a Arc<dyn CheckpointSource>,
     pub(super) kick: &'a Kicker,
-    pub(super) progress: &'a ProgressBar,
-}
-
-/// A complete state: registers, and a hash of each page that was written since the start.
-struct State {
-    cpu: CpuState,
-    pages: BTreeMap<Gfn, blake3::Hash>,
 }
 
 /// Where the two modes of the engine differ first.
@@ -43,16 +33,21 @@ pub(super) struct ModesDiffer {
     instruction: Instruction,
     /// `expected` is what blocks of one instruction give, `actual` what normal blocks give.
     registers: Vec<Register>,
-    /// Addresses of pages that differ, in hexadecimal.
-    pages: Vec<String>,
-    /// One of the two modes did not get as far, and this is what it said.
-    ended: Option<String>,
+    /// The first quadword that differs, in the same order.
+    memory: Option<[String; 2]>,
+    /// Where a mode left the recording in this step, in the same order.
+    left: [Option<String>; 2],
+    /// Events around it.
+    events: Vec<LoggedEvent>,
 }
 
-/// What a pass saw at each point, and why it ended early if it did.
-pub(super) struct Pass<T> {
-    pub(super) seen: Vec<Option<T>>,
-    ended: Option<String>,
+/// Kicks the engines of both modes.
+struct Both([Arc<dyn Kick>; 2]);
+
+impl Kick for Both {
+    fn kick(&self) {
+        self.0.iter().for_each(|engine| engine.kick());
+    }
 }
 
 /// `POINTS` points or fewer in `low + 1 ..= high`, the last of them `high`.
@@ -71,7 +66,7 @@ impl Searcher<'_> {
         mode: Mode,
         points: &[u64],
         look: impl Fn(&mut Engine, &Ram) -> Result<T, VcpuError>,
-    ) -> Result<Pass<T>> {
+    ) -> Result<Vec<Option<T>>> {
         let (engine, ram) = self.jobs.engine(self.interval, self.recorded, mode)?;
         (self.kick)(engine.kick_handle());
         let start = self.interval.start_position();
@@ -89,109 +84,58 @@ impl Searcher<'_> {
         let limits = self.jobs.limits(self.interval);
         let recorded = &**self.recorded;
         let replayed = replay(&mut watched, &ram, self.interval, recorded, &limits);
-        let ended = match replayed {
-            Ok(report) => {
-                watched.look_at_end()?;
-                match report.outcome {
-                    tcg_sim::replay::Outcome::Verified => None,
-                    tcg_sim::replay::Outcome::Diverged(found) => Some(found.first.to_string()),
-                }
-            }
-            Err(ReplayError::Vcpu(error)) if is_end(&error) => None,
-            Err(ReplayError::Cancelled) => return Err(ReplayError::Cancelled.into()),
-            Err(error) => Some(error.to_string()),
-        };
+        match replayed {
+            Ok(_) => watched.look_at_end()?,
+            Err(ReplayError::Vcpu(error)) if is_end(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
         drop(watched);
-        Ok(Pass { seen, ended })
+        Ok(seen)
     }
 
-    /// The first instruction after which the two modes differ, of the first `steps` of the interval.
-    pub(super) fn modes(&self, steps: u64) -> Result<Option<ModesDiffer>> {
-        let (mut low, mut high) = (0, steps);
-        let mut found = false;
-        while high > low + u64::from(found) {
-            let points = points(low, high);
-            let one = self.pass(Mode::OneInstruction, &points, state)?;
-            let blocks = self.pass(Mode::Blocks, &points, state)?;
-            let pairs = one.seen.iter().zip(&blocks.seen);
-            let mut first = None;
-            for (index, pair) in pairs.enumerate() {
-                if !self.equal(pair)? {
-                    first = Some(index);
-                    break;
-                }
-            }
-            let Some(index) = first else {
-                if found {
-                    bail!("a difference was there and is gone: the engine is not deterministic");
-                }
-                return Ok(None);
-            };
-            found = true;
-            high = points[index];
-            low = index.checked_sub(1).map_or(low, |before| points[before]);
-            let message = format!("the modes differ first after {low} to {high} instructions");
-            self.progress.set_message(message);
-        }
-        match found {
-            true => Ok(Some(self.describe_modes(low, high)?)),
-            false => Ok(None),
+    /// Where the two modes differ first, if they do.
+    pub(super) fn modes(&self) -> Result<Option<ModesDiffer>> {
+        let engine = |mode| self.jobs.engine(self.interval, self.recorded, mode);
+        let (mut one, one_ram) = engine(Mode::OneInstruction)?;
+        let (mut blocks, blocks_ram) = engine(Mode::Blocks)?;
+        (self.kick)(Arc::new(Both([one.kick_handle(), blocks.kick_handle()])));
+        let limits = self.jobs.limits(self.interval);
+        let compared = bisect(
+            Side {
+                vcpu: &mut one,
+                ram: &one_ram,
+            },
+            Side {
+                vcpu: &mut blocks,
+                ram: &blocks_ram,
+            },
+            self.interval,
+            &**self.recorded,
+            &limits,
+        )?;
+        match compared {
+            Comparison::Same { .. } => Ok(None),
+            Comparison::Differ(found) => self.describe(*found).map(Some),
         }
     }
 
-    fn equal(&self, pair: (&Option<State>, &Option<State>)) -> Result<bool> {
-        match pair {
-            (Some(one), Some(other)) => {
-                Ok(one.cpu == other.cpu && self.pages_that_differ(one, other)?.is_empty())
-            }
-            (one, other) => Ok(one.is_none() == other.is_none()),
-        }
-    }
-
-    fn pages_that_differ(&self, one: &State, other: &State) -> Result<Vec<Gfn>> {
-        let all: BTreeSet<Gfn> = one
-            .pages
-            .keys()
-            .chain(other.pages.keys())
-            .copied()
-            .collect();
-        let mut differ = Vec::new();
-        for gfn in all {
-            if self.hash(one, gfn)? != self.hash(other, gfn)? {
-                differ.push(gfn);
-            }
-        }
-        Ok(differ)
-    }
-
-    /// A page that was not written is as it was at the start.
-    fn hash(&self, state: &State, gfn: Gfn) -> Result<blake3::Hash> {
-        if let Some(hash) = state.pages.get(&gfn) {
-            return Ok(*hash);
-        }
-        let mut page = [0; PAGE_BYTES as usize];
-        let read = self.recorded.page(self.interval.number, gfn, &mut page);
-        read.map_err(ReplayError::Source)?;
-        Ok(blake3::hash(&page))
-    }
-
-    fn describe_modes(&self, low: u64, high: u64) -> Result<ModesDiffer> {
-        let instruction = self.instruction(low)?;
-        let one = self.pass(Mode::OneInstruction, &[high], state)?;
-        let blocks = self.pass(Mode::Blocks, &[high], state)?;
-        let ended = one.ended.or(blocks.ended);
-        let (registers, pages) = match (&one.seen[0], &blocks.seen[0]) {
-            (Some(one), Some(blocks)) => {
-                let pages = self.pages_that_differ(one, blocks)?;
-                (register_differences(&one.cpu, &blocks.cpu), pages)
-            }
-            _ => (Vec::new(), Vec::new()),
-        };
+    fn describe(&self, found: FirstDifference) -> Result<ModesDiffer> {
+        let start = self.interval.start_position().steps.0;
+        let FirstDifference {
+            agreed,
+            rip: _,
+            registers,
+            memory,
+            left,
+            next_event: _,
+            events,
+        } = found;
         Ok(ModesDiffer {
-            instruction,
+            instruction: self.instruction(agreed.steps.0.saturating_sub(start))?,
             registers: registers.iter().map(Register::from).collect(),
-            pages: pages.iter().map(|gfn| gfn.base().to_string()).collect(),
-            ended,
+            memory: memory.map(|(one, blocks)| [one.to_string(), blocks.to_string()]),
+            left: left.map(|desync| desync.map(|desync| desync.to_string())),
+            events: events.iter().map(LoggedEvent::from).collect(),
         })
     }
 
@@ -199,21 +143,10 @@ impl Searcher<'_> {
     pub(super) fn instruction(&self, steps: u64) -> Result<Instruction> {
         let look =
             |engine: &mut Engine, ram: &Ram| Ok(Instruction::at(&engine.save()?, ram, steps));
-        let mut pass = self.pass(Mode::Blocks, &[steps], look)?;
-        let seen = pass.seen.pop().flatten();
+        let mut seen = self.pass(Mode::Blocks, &[steps], look)?;
+        let seen = seen.pop().flatten();
         seen.with_context(|| format!("the replay does not get to instruction {steps}"))
     }
-}
-
-fn state(engine: &mut Engine, ram: &Ram) -> Result<State, VcpuError> {
-    let frames = ram.dirty_frames();
-    Ok(State {
-        cpu: engine.save()?,
-        pages: frames
-            .into_iter()
-            .map(|gfn| (gfn, blake3::hash(&ram.page(gfn))))
-            .collect(),
-    })
 }
 
 impl fmt::Display for ModesDiffer {
@@ -227,11 +160,22 @@ impl fmt::Display for ModesDiffer {
                 register.name, register.expected, register.actual
             )?;
         }
-        if !self.pages.is_empty() {
-            writeln!(f, "  pages that differ: {}", self.pages.join(", "))?;
+        if let Some([one, blocks]) = &self.memory {
+            writeln!(
+                f,
+                "  memory: {one} in blocks of one instruction, {blocks} in normal blocks"
+            )?;
         }
-        if let Some(ended) = &self.ended {
-            writeln!(f, "  one of them ended: {ended}")?;
+        for (mode, left) in ["blocks of one instruction", "normal blocks"]
+            .iter()
+            .zip(&self.left)
+        {
+            if let Some(left) = left {
+                writeln!(f, "  in {mode}: {left}")?;
+            }
+        }
+        for LoggedEvent { index, event } in &self.events {
+            writeln!(f, "  event {index}: {event}")?;
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ pub(crate) struct Report {
     end: &'static str,
     #[serde(skip)]
     sentence: &'static str,
+    /// How the program is called for this repository.
+    #[serde(skip)]
+    pub(super) sbctl: String,
     /// Absent where the vCPU does not count.
     pub(crate) instructions: Option<u64>,
     guest_time_ns: u64,
@@ -60,6 +63,7 @@ impl Report {
             recording: name.to_string(),
             end: ending.code,
             sentence: ending.sentence,
+            sbctl: "sbctl".into(),
             instructions: summary.steps.map(|steps| steps.0),
             guest_time_ns: summary.guest_time.0,
             host_time_ns: nanos(summary.host_time),
@@ -112,7 +116,7 @@ impl fmt::Display for Report {
   dirty pages  {} ({}), {} of them copied because the guest wrote them again
   stored       {} ({share:.1} %): {} pages edits, {} whole, {} known, {} filled
   log          {} ({} reads, {} interrupts, {} device writes, {} landmarks)
-next: sbctl simulate {}",
+next: {} simulate {}",
             self.guest_time_ns as f64 / 1e9,
             100.0 * self.held_up,
             self.intervals,
@@ -134,6 +138,7 @@ next: sbctl simulate {}",
             Grouped(self.interrupts),
             Grouped(self.device_writes),
             Grouped(self.landmarks),
+            self.sbctl,
             self.recording,
         )
     }

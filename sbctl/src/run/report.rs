@@ -10,9 +10,11 @@ use machine::ram::{PageBytes, Ram};
 use machine::saved::Blob;
 use machine::units::Gfn;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tcg_sim::EngineCounters;
 use tcg_sim::selfcheck::Compared;
 
 /// How and when a guest ended.
@@ -34,6 +36,12 @@ pub(crate) struct Report {
     compared_windows: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     compared_instructions: Option<u64>,
+    /// What the engine counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    engine: BTreeMap<&'static str, u64>,
+    /// Instructions that the engine executed in Rust.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    engine_executed: BTreeMap<String, u64>,
 }
 
 impl Report {
@@ -50,6 +58,8 @@ impl Report {
             state_hash: None,
             compared_windows: None,
             compared_instructions: None,
+            engine: BTreeMap::new(),
+            engine_executed: BTreeMap::new(),
         }
     }
 
@@ -65,6 +75,12 @@ impl Report {
     pub(crate) fn set_compared(&mut self, compared: Option<Compared>) {
         self.compared_windows = compared.map(|compared| compared.windows);
         self.compared_instructions = compared.map(|compared| compared.steps);
+    }
+
+    /// Adds what the engine counted.
+    pub(crate) fn set_engine(&mut self, counters: &EngineCounters) {
+        self.engine = counters.rows().into_iter().collect();
+        self.engine_executed = counters.executed_by_mnemonic().into_iter().collect();
     }
 
     /// Adds the hash of the final state.
@@ -92,6 +108,25 @@ impl fmt::Display for Report {
                  and from a cold start",
                 Grouped(steps),
                 Grouped(windows),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The engine's counters as a table.
+pub(crate) struct EngineTable<'a>(pub(crate) &'a EngineCounters);
+
+impl fmt::Display for EngineTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in self.0.rows() {
+            writeln!(f, "engine: {name:20} {:>16}", Grouped(count).to_string())?;
+        }
+        for (mnemonic, count) in self.0.executed_by_mnemonic() {
+            writeln!(
+                f,
+                "engine: in rust: {mnemonic:11} {:>16}",
+                Grouped(count).to_string()
             )?;
         }
         Ok(())

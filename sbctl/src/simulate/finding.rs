@@ -1,7 +1,7 @@
 //! What the simulation of an interval found, as it is stored.
 
 use machine::units::Position;
-use replay_log::Desync;
+use replay_log::{Desync, Event};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
@@ -115,13 +115,16 @@ impl Difference {
             registers: registers.iter().map(Register::from).collect(),
             pages: frames.iter().map(|gfn| gfn.base().to_string()).collect(),
             next_event: *next_event as u64,
-            events: events
-                .iter()
-                .map(|(index, event)| LoggedEvent {
-                    index: *index as u64,
-                    event: event.to_string(),
-                })
-                .collect(),
+            events: events.iter().map(LoggedEvent::from).collect(),
+        }
+    }
+}
+
+impl From<&(usize, Event)> for LoggedEvent {
+    fn from((index, event): &(usize, Event)) -> Self {
+        Self {
+            index: *index as u64,
+            event: event.to_string(),
         }
     }
 }

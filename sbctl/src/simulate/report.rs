@@ -43,6 +43,9 @@ pub(crate) struct Merged {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     recording: String,
+    /// How the program is called for this repository.
+    #[serde(skip)]
+    pub(crate) sbctl: String,
     id: String,
     evidence: Vec<&'static str>,
     /// Intervals that were asked for.
@@ -148,6 +151,7 @@ impl Report {
         let intervals = wanted.len() as u64;
         Self {
             recording: merged.recording.clone(),
+            sbctl: "sbctl".into(),
             id: merged.id.clone(),
             evidence: merged.evidence.clone(),
             intervals,
@@ -233,7 +237,11 @@ impl fmt::Display for Report {
         }
         if let Some(first) = self.failures.first() {
             let interval = first.interval;
-            writeln!(f, "next: sbctl bisect {} {interval}", self.recording)?;
+            writeln!(
+                f,
+                "next: {} bisect {} {interval}",
+                self.sbctl, self.recording
+            )?;
         }
         let evidence = self.evidence.join(", ");
         writeln!(

@@ -5,24 +5,30 @@ use super::soft::Piece;
 use crate::instrument::facts::AccessFact;
 use crate::instrument::probe::Noted;
 use crate::jit::block::{MemoryAccess, Site};
-use crate::mmu::{Access, AccessType};
+use crate::mmu::{Access, AccessType, is_canonical};
 use crate::sys::{self, Fault, vector};
 use machine::state::{cr0, rflags};
 
+/// MXCSR.MM (AMD): SSE operands need no alignment, and what the host makes of it holds.
+const MISALIGNED_MODE: u32 = 1 << 17;
+
+/// What an access consists of, in order.
+pub(super) type Pieces = [Option<Piece>; 4];
+
+/// A store in the bounce buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Owed {
-    first: Piece,
-    second: Option<Piece>,
+    pub(super) pieces: Pieces,
     /// Offset of the bytes in the bounce buffer.
-    offset: usize,
+    pub(super) offset: usize,
 }
 
 impl Engine {
     pub(super) fn handle_memory(&mut self, site: Site, access: MemoryAccess, direct: u64) -> Next {
-        self.counters.slow_accesses += 1;
+        self.soft.counters.slow_accesses += 1;
         let va = self.env().core.t0;
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        match self.access(va, access, one_step) {
+        match self.access(site, va, access, one_step) {
             Ok(Some(addend)) => {
                 self.env().core.t1 = addend;
                 if let Some(gfn) = self.soft.direct_frame(va, addend).filter(|_| !one_step) {
@@ -36,22 +42,30 @@ impl Engine {
                 Next::Left(Left::Boundary)
             }
             Err(fault) => {
-                self.rewind(site);
-                Next::Left(self.deliver_fault(fault))
+                self.soft.counters.slow_faults += 1;
+                self.faulted(site, va, access, direct, fault)
             }
         }
     }
 
     /// Prepares an access of translated code. `None`: the instruction must run alone.
-    fn access(&mut self, va: u64, access: MemoryAccess, alone: bool) -> Result<Option<u64>, Fault> {
+    fn access(
+        &mut self,
+        site: Site,
+        va: u64,
+        access: MemoryAccess,
+        alone: bool,
+    ) -> Result<Option<u64>, Fault> {
         let bytes = usize::from(access.bytes);
         let kind = if access.write {
             AccessType::Write
         } else {
             AccessType::Read
         };
-        if alone {
-            self.check_alignment(va, access)?;
+        let misaligned = va & u64::from(access.alignment) != 0;
+        if misaligned && self.env().core.mxcsr & MISALIGNED_MODE == 0 {
+            // Comes before everything that the address itself may be refused for.
+            return Err(Fault::GP0);
         }
         let stack_fault = |fault: Fault| match fault {
             Fault {
@@ -60,28 +74,59 @@ impl Engine {
             other => other,
         };
         let at = Access::at_cpl(kind, self.mode.cpl());
+        if alone {
+            check_canonical(va, bytes).map_err(stack_fault)?;
+            self.check_alignment(va, access)?;
+        }
+        let second = self.second_part(site, va, access);
+        if let Some(second) = second {
+            if !alone {
+                return Ok(None);
+            }
+            let pieces = self.two_parts(va, second, bytes, at)?;
+            return Ok(Some(self.bounce(va, pieces, access)));
+        }
         let crosses = (va & 0xfff) + bytes as u64 > 0x1000;
+        // A store in two pieces is written when its instruction has finished, which only an
+        // instruction that runs alone tells.
         if crosses && !alone {
-            return Ok(None);
+            self.soft.counters.slow_crossing += 1;
+            let watched = sys::debug::any_enabled(&self.cpu) || !self.soft.probe.set().is_empty();
+            if access.write || watched {
+                return Ok(None);
+            }
+            self.check_alignment(va, access)?;
         }
         let soft = &mut self.soft;
         if crosses {
             let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
-            return Ok(Some(self.bounce(va, first, second, access)));
+            let pieces = [Some(first), second, None, None];
+            return Ok(Some(self.bounce(va, pieces, access)));
+        }
+        let watched = sys::debug::watches_data(&self.cpu, va);
+        if !alone
+            && watched
+            && sys::debug::data_hits(&self.cpu, va, bytes as u64, access.write) != 0
+        {
+            return Ok(None);
         }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        let table = access.write && soft.is_table(mapping.gpa.gfn());
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
                 gpa: mapping.gpa,
                 bytes,
             };
-            return Ok(alone.then(|| self.bounce(va, piece, None, access)));
+            soft.counters.slow_outside_ram += 1;
+            let pieces = [Some(piece), None, None, None];
+            return Ok(alone.then(|| self.bounce(va, pieces, access)));
         }
         if access.write {
-            if !alone && soft.store_needs_boundary(mapping.gpa, bytes as u64) {
+            if alone {
+                soft.before_store(mapping.gpa, bytes as u64);
+            } else if !soft.before_direct_store(mapping.gpa, bytes as u64) {
                 return Ok(None);
             }
-            soft.before_store(mapping.gpa, bytes as u64);
         } else if let Err(error) = soft.ram.prepare_read(mapping.gpa.gfn()) {
             soft.ram_error.get_or_insert(error);
         }
@@ -90,51 +135,44 @@ impl Engine {
             let bytes = usize::from(access.bytes);
             let gpa = mapping.gpa;
             self.note(va, access, Piece { gpa, bytes }, None);
-        } else {
+        } else if !watched && !table {
+            // A store to a table might be about to change what maps the table itself.
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))
     }
 
-    /// #AC, where the guest asked for it; #GP of aligned SSE accesses that the page walk would hide.
+    /// #AC, where the guest asked for it.
     fn check_alignment(&self, va: u64, access: MemoryAccess) -> Result<(), Fault> {
-        if access.alignment != 0 && va & u64::from(access.alignment) != 0 && (va & 0xfff) > 0xff0 {
-            return Err(Fault::GP0);
-        }
         let checked =
             self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
-        let natural = u64::from(access.bytes).next_power_of_two().min(8);
-        if checked && va & (natural - 1) != 0 && access.bytes != 16 {
+        let natural = match access.bytes {
+            16 if !access.parts => 1,
+            bytes => u64::from(bytes).next_power_of_two().min(8),
+        };
+        if checked && va & (natural - 1) != 0 {
             return Err(Fault::AC);
         }
         Ok(())
     }
 
     /// Stages an access in the bounce buffer; returns the addend that leads there.
-    fn bounce(
-        &mut self,
-        va: u64,
-        first: Piece,
-        second: Option<Piece>,
-        access: MemoryAccess,
-    ) -> u64 {
+    fn bounce(&mut self, va: u64, pieces: Pieces, access: MemoryAccess) -> u64 {
         // The same alignment as the address, so that alignment faults stay what they are.
         let offset = (va & 63) as usize;
         let mut bytes = [0; 64];
-        let total = first.bytes + second.map_or(0, |piece| piece.bytes);
-        self.soft.read_piece(first.gpa, &mut bytes[..first.bytes]);
-        if let Some(second) = second {
-            self.soft
-                .read_piece(second.gpa, &mut bytes[first.bytes..total]);
+        let mut total = 0;
+        for piece in pieces.into_iter().flatten() {
+            let end = total + piece.bytes;
+            self.soft.read_piece(piece.gpa, &mut bytes[total..end]);
+            total = end;
         }
         self.watch(va, total as u64, access.write);
-        self.note(va, access, first, second);
+        if let Some(first) = pieces[0] {
+            self.note(va, access, first, pieces[1].or(pieces[2]));
+        }
         if access.write {
-            self.owed = Some(Owed {
-                first,
-                second,
-                offset,
-            });
+            self.owed = Some(Owed { pieces, offset });
         }
         let buffer = &mut self.env().core.bounce.0;
         buffer[offset..offset + total].copy_from_slice(&bytes[..total]);
@@ -144,19 +182,16 @@ impl Engine {
 
     /// Writes what the finished instruction left in the bounce buffer.
     pub(super) fn pay(&mut self) {
-        let Some(Owed {
-            first,
-            second,
-            offset,
-        }) = self.owed.take()
-        else {
+        let Some(Owed { pieces, offset }) = self.owed.take() else {
             return;
         };
-        let bytes: Vec<u8> = self.env().core.bounce.0[offset..offset + 64].to_vec();
-        self.soft.write_piece(first.gpa, &bytes[..first.bytes]);
-        if let Some(second) = second {
-            self.soft
-                .write_piece(second.gpa, &bytes[first.bytes..first.bytes + second.bytes]);
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(&self.env().core.bounce.0[offset..offset + 64]);
+        let mut rest = &bytes[..];
+        for piece in pieces.into_iter().flatten() {
+            let (now, later) = rest.split_at(piece.bytes);
+            self.soft.write_piece(piece.gpa, now);
+            rest = later;
         }
     }
 
@@ -177,5 +212,14 @@ impl Engine {
         if self.cpu.dr7 & 0xff != 0 {
             self.watch_hits |= sys::debug::data_hits(&self.cpu, va, bytes, write);
         }
+    }
+}
+
+fn check_canonical(va: u64, bytes: usize) -> Result<(), Fault> {
+    let last = va.wrapping_add(bytes as u64 - 1);
+    if is_canonical(va) && is_canonical(last) {
+        Ok(())
+    } else {
+        Err(Fault::GP0)
     }
 }

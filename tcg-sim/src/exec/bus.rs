@@ -3,8 +3,9 @@
 use super::soft::{Piece, Soft};
 use crate::instrument::Direction;
 use crate::instrument::probe::Noted;
+use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, StringRun, SysBus, Vendor};
+use crate::sys::{self, AccessKind, Fault, StringRun, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES};
@@ -159,21 +160,55 @@ impl SysBus for Soft {
             va % PAGE_BYTES + len as u64 <= PAGE_BYTES,
             "a run lies in one page"
         );
-        let (piece, _) = self.pieces(cpu, va, len, access(cpu, AccessKind::Data, write))?;
+        let access = access(cpu, AccessKind::Data, write);
+        let mapping = self.translate(cpu, va, access)?;
+        let piece = Piece {
+            gpa: mapping.gpa,
+            bytes: len,
+        };
         if self.watched.is_some() || !self.ram.contains(piece.gpa, len as u64) {
             return Ok(None);
         }
-        self.probe.note_run(va, piece.gpa.gfn());
+        self.probed().note_run(va, piece.gpa.gfn());
         if write {
             self.before_store(piece.gpa, len as u64);
         } else if let Err(error) = self.ram.prepare_read(piece.gpa.gfn()) {
             self.ram_error.get_or_insert(error);
         }
+        if !sys::debug::any_enabled(cpu) {
+            // The next string instruction on this page finds it without Rust.
+            self.fill(cpu, va, &mapping, Mode::of(cpu), write);
+        }
         Ok(Some(self.addend(va, piece.gpa).wrapping_add(va) as *mut u8))
     }
 
+    fn hits_instruction(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        instruction_len: usize,
+    ) -> bool {
+        if !self.code_stored {
+            return false;
+        }
+        let stored = self.pieces(cpu, va, len, access(cpu, AccessKind::Data, true));
+        let fetch = Access::at_cpl(AccessType::Fetch, cpu.cpl());
+        let fetched = self.pieces(cpu, cpu.rip, instruction_len, fetch);
+        let (Ok(stored), Ok(fetched)) = (stored, fetched) else {
+            return false;
+        };
+        let parts = |(first, second): (Piece, Option<Piece>)| [Some(first), second];
+        parts(stored).into_iter().flatten().any(|store| {
+            parts(fetched)
+                .into_iter()
+                .flatten()
+                .any(|code| store.overlaps(code))
+        })
+    }
+
     fn vendor(&self) -> Vendor {
-        self.vendor
+        self.host.vendor
     }
 
     fn cpuid(&self) -> &CpuidTable {

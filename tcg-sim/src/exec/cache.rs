@@ -2,6 +2,7 @@
 
 use super::frames::Frames;
 use super::frames::Writers;
+use super::host::HostCpu;
 use crate::jit::block::{Block, BlockId, BlockKey, Site};
 use crate::jit::code::CodeMemory;
 use crate::jit::translate::{self, MAX_HOST_BYTES, NoTranslation, Request, Translation};
@@ -68,11 +69,14 @@ pub(crate) struct CodeCache {
     sites: Vec<Site>,
     by_key: Map<BlockKey, BlockId>,
     pages: Map<Gfn, CodePage>,
-    decoder_options: u32,
+    pub(crate) decoder_options: u32,
+    host: HostCpu,
     /// How often everything was dropped because memory ran out.
     pub(crate) flushes: u64,
     /// Guest instructions translated.
     pub(crate) translated: u64,
+    /// Superblocks translated.
+    pub(crate) made: u64,
 }
 
 impl CodeCache {
@@ -80,7 +84,7 @@ impl CodeCache {
     ///
     /// # Errors
     /// What the host says.
-    pub(crate) fn new(bytes: usize, decoder_options: u32) -> io::Result<Self> {
+    pub(crate) fn new(bytes: usize, decoder_options: u32, host: HostCpu) -> io::Result<Self> {
         Ok(Self {
             code: CodeMemory::new(bytes)?,
             blocks: Vec::new(),
@@ -88,8 +92,10 @@ impl CodeCache {
             by_key: Map::default(),
             pages: Map::default(),
             decoder_options,
+            host,
             flushes: 0,
             translated: 0,
+            made: 0,
         })
     }
 
@@ -146,10 +152,12 @@ impl CodeCache {
             first_site: self.sites.len() as u32,
             stop: guest.stop,
             decoder_options: self.decoder_options,
+            cpu: self.host,
             first_slot: guest.first_slot,
         })?;
         self.code.append(&translation.code);
         self.translated += translation.insns.len() as u64;
+        self.made += 1;
         let mut writers = [Writers::None; 2];
         if guest.in_ram {
             writers[0] = self.register(key.gfn, id, translation.chunks, frames);
@@ -175,6 +183,7 @@ impl CodeCache {
             second: guest.second,
             insns: translation.insns,
             host,
+            far: translation.far,
             near: translation.near,
             host_bytes: translation.code.len() as u32,
             chunks: translation.chunks,

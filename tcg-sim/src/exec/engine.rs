@@ -3,6 +3,9 @@
 use super::access::Owed;
 use super::arrive::Search;
 use super::cache::CodeCache;
+use super::counters::EngineCounters;
+use super::faulting::Probe;
+use super::host::HostCpu;
 use super::soft::Soft;
 use super::traps;
 use crate::instrument::{Counts, Instruments};
@@ -46,23 +49,6 @@ impl Default for EngineOptions {
             one_instruction_blocks: false,
         }
     }
-}
-
-/// Counters of an engine's work, for reports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineCounters {
-    /// Guest instructions translated.
-    pub translated: u64,
-    /// Times all translations were dropped for want of code memory.
-    pub cache_flushes: u64,
-    /// Memory accesses that took the slow path.
-    pub slow_accesses: u64,
-    /// Instructions executed in Rust.
-    pub executed_in_rust: u64,
-    /// Branch targets looked up in Rust.
-    pub branch_misses: u64,
-    /// Instructions executed one at a time.
-    pub single_steps: u64,
 }
 
 /// What waits for [`Vcpu::complete_read`].
@@ -109,6 +95,10 @@ pub struct Engine {
     pub(super) begun: bool,
     /// A store in the bounce buffer that the finished instruction owes to memory.
     pub(super) owed: Option<Owed>,
+    /// An x87 store whose access cannot be made is executing.
+    pub(super) probe: Option<Probe>,
+    /// The arithmetic flags from before a repeated comparison that has iterations behind it.
+    pub(super) rep_flags: Option<u64>,
     /// Set when an instruction retires; how a single step tells that from a fault.
     pub(super) retired: bool,
     /// The instruction that executes runs alone.
@@ -121,10 +111,12 @@ pub struct Engine {
     pub(super) single_step: Option<bool>,
     /// What translations of addresses depend on beside CR3.
     pub(super) paging_bits: [u64; 3],
+    /// DR0 to DR3 and DR7, as far as caches depend on them: code in the page of an instruction
+    /// breakpoint runs alone, pages with data breakpoints are not cached.
+    pub(super) breakpoints: ([u64; 4], u64),
     /// Data breakpoints hit by the executing instruction.
     pub(super) watch_hits: u64,
     pub(super) options: EngineOptions,
-    pub(super) counters: EngineCounters,
     /// The state that is looked for.
     pub(super) search: Option<Search>,
     pub(super) kick: Arc<KickFlag>,
@@ -144,24 +136,25 @@ impl Engine {
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
-        let vendor = vendor_of(&cpuid);
-        let decoder_options = if vendor == Vendor::Amd {
+        let host = HostCpu::of(vendor_of(&cpuid));
+        let decoder_options = if host.vendor == Vendor::Amd {
             DecoderOptions::AMD
         } else {
             DecoderOptions::NONE
         };
-        let cache = CodeCache::new(options.code_bytes, decoder_options).map_err(|source| {
-            VcpuError::Host {
-                operation: "mapping code memory",
-                source,
-            }
-        })?;
+        let cache =
+            CodeCache::new(options.code_bytes, decoder_options, host).map_err(|source| {
+                VcpuError::Host {
+                    operation: "mapping code memory",
+                    source,
+                }
+            })?;
         let cpu = CpuState::default();
         Ok(Self {
             mode: Mode::of(&cpu),
             table_modes: [Mode::of(&cpu); TLB_CLASSES],
             cpu,
-            soft: Soft::new(ram, cpuid, cache, vendor),
+            soft: Soft::new(ram, cpuid, cache, host),
             deadline: 0,
             rep_iterations: 0,
             pending: None,
@@ -169,15 +162,17 @@ impl Engine {
             step_alone: false,
             begun: false,
             owed: None,
+            probe: None,
+            rep_flags: None,
             retired: false,
             alone: false,
             rep_limit: REP_QUANTUM,
             traced: false,
             single_step: None,
             paging_bits: [0; 3],
+            breakpoints: ([0; 4], 0),
             watch_hits: 0,
             options,
-            counters: EngineCounters::default(),
             search: None,
             kick: Arc::new(KickFlag(AtomicBool::new(false))),
         })
@@ -185,11 +180,11 @@ impl Engine {
 
     /// What this engine did so far.
     pub fn counters(&self) -> EngineCounters {
-        EngineCounters {
-            translated: self.soft.cache.translated,
-            cache_flushes: self.soft.cache.flushes,
-            ..self.counters
-        }
+        let mut counters = self.soft.counters.clone();
+        counters.translated = self.soft.cache.translated;
+        counters.blocks = self.soft.cache.made;
+        counters.cache_flushes = self.soft.cache.flushes;
+        counters
     }
 
     /// Drops every translation and cached address, which the guest cannot notice (E7).
@@ -272,6 +267,7 @@ impl Engine {
         core.system_flags = cpu.rflags & !(rflags::OSZAPC | rflags::IF | rflags::DF | rflags::RF);
         core.fs_base = cpu.segs[4].base;
         core.gs_base = cpu.segs[5].base;
+        core.code_selector = u64::from(cpu.segs[1].selector);
     }
 
     /// Whether instructions must run one at a time for what the guest asked for.
@@ -280,9 +276,9 @@ impl Engine {
             self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0 && self.cpu.cpl() == 3;
         self.options.one_instruction_blocks
             || self.step_alone
-            || self.cpu.dr7 & 0xff != 0
             || self.cpu.rflags & rflags::TF != 0
             || alignment_checked
+            || sys::debug::watches_code(&self.cpu, self.cpu.rip)
             // Has no tables of its own.
             || self.mode.is_compat() && self.mode.cpl() != 3
     }
@@ -303,6 +299,8 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
+        self.rep_flags = None;
+        self.soft.counters.events += 1;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
         if let Ok(delivered) = &delivered {
@@ -452,7 +450,9 @@ impl Engine {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
                     self.cpu.rip = rip;
-                    let over = self.env().core.budget <= 0 || self.soft.ram_error.is_some();
+                    let over = self.env().core.budget <= 0
+                        || self.soft.ram_error.is_some()
+                        || sys::debug::watches_code(&self.cpu, rip);
                     if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
@@ -484,6 +484,7 @@ impl Engine {
     #[expect(unsafe_code, reason = "the one call into translated code")]
     pub(super) fn enter(&mut self) {
         let base = self.soft.env_base();
+        self.soft.counters.entries += 1;
         // SAFETY: `base` belongs to the current state block; `resume` was set to an entry or resume
         // point of a block in this cache that has not been cleared since; TLB entries come from
         // `Soft::fill`, which only maps RAM.
@@ -520,6 +521,7 @@ impl Engine {
                 })
             }
             SiteKind::Budget => {
+                self.soft.counters.budget_ends += 1;
                 let block = self.soft.cache.block(site.block);
                 let (total, offset) = (block.insns.len() as i64, block.key.offset);
                 self.add_steps(-total);
@@ -550,6 +552,7 @@ impl Engine {
     }
 
     fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
+        self.soft.counters.gotos += 1;
         let rip = self.env().core.page_base.wrapping_add_signed(target);
         let rip = self.instruction_address(rip);
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
@@ -573,10 +576,11 @@ impl Engine {
     }
 
     fn handle_indirect(&mut self, site: Site, undo_rsp: i32) -> Next {
-        self.counters.branch_misses += 1;
+        self.soft.counters.branch_misses += 1;
         let rip = self.env().core.t0;
         if !is_canonical(rip) {
-            // The branch itself faults, with nothing done.
+            // The branch itself faults. What a call pushed stays; where it may not, the translation has
+            // looked at the target before.
             let block = self.soft.cache.block(site.block);
             let (offset, counted) = (
                 block.insns[usize::from(site.index)].offset,
@@ -585,7 +589,7 @@ impl Engine {
             let core = &mut self.soft.env().core;
             core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
             self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
-            self.owed = None;
+            self.pay();
             self.soft.probed().rewind_last(site.block);
             if counted {
                 self.add_steps(-1);
@@ -593,19 +597,16 @@ impl Engine {
             return Next::Left(self.deliver_fault(Fault::GP0));
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        if one_step || self.env().core.budget <= 0 || self.arrives_at(rip) {
+        let watched = sys::debug::watches_code(&self.cpu, rip);
+        if one_step || watched || self.env().core.budget <= 0 || self.arrives_at(rip) {
             return Next::Go(rip);
         }
         match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
             Ok(block) => {
-                let host = self.soft.cache.block(block).host;
+                let host = self.soft.cache.block(block).far;
                 let published = self.soft.is_published(block);
-                let class = self.mode.class() as usize;
                 if published {
-                    let index = crate::jit::layout::ibtc_index(rip);
-                    let table = &mut self.env().ibtc[class];
-                    table.tag[index] = rip.wrapping_neg();
-                    table.host[index] = host;
+                    self.soft.cache_branch(self.mode, rip, block);
                 }
                 Next::Resume(host)
             }
@@ -629,7 +630,7 @@ impl Engine {
         };
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         self.rewind(site);
-        self.owed = None;
+        (self.owed, self.probe) = (None, None);
         let fault = match trap.vector as u8 {
             vector::DE => Fault::plain(vector::DE),
             vector::MF => Fault::plain(vector::MF),

@@ -4,6 +4,7 @@
 //! TLB; a store to them comes through the slow path, which drops what depends on the old content.
 
 use machine::units::{Gfn, PAGE_BYTES};
+use std::ops::Range;
 
 /// The frame holds translated code.
 pub(crate) const CODE: u8 = 1;
@@ -13,8 +14,13 @@ pub(crate) const TABLE: u8 = 2;
 const WRITTEN_ELSEWHERE: u8 = 4;
 /// A linear page had a write tag for the frame.
 const WRITTEN: u8 = 8;
-/// The table was reached at more than one level or linear base.
+/// The table is reached at more than one level or linear base.
 const SHARED_TABLE: u8 = 16;
+
+/// Tables of several address spaces lead to a table.
+const SEVERAL: u32 = u32::MAX;
+/// Moves after which a table counts as shared: one that is used anew elsewhere is stored to between.
+const MOVES: u8 = 8;
 
 /// Stores to a table without a walk through it after which it counts as ordinary memory again.
 const TABLE_IDLE_STORES: u8 = 48;
@@ -25,6 +31,10 @@ struct Frame {
     /// Level of the table, 1 (holds 4 KiB leaves) to 4.
     level: u8,
     idle_stores: u8,
+    /// How often the table was found at another level or linear base since it was last stored to.
+    moves: u8,
+    /// Number of the root table's frame, or [`SEVERAL`].
+    root: u32,
     /// Linear page of the last write tag.
     write_page: u64,
     /// Linear address that entry 0 of the table maps.
@@ -43,12 +53,37 @@ pub(crate) enum Writers {
 }
 
 /// What a store to a page table makes stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Dependents {
-    /// One linear page of 4 KiB.
-    Page(u64),
+    /// Linear pages.
+    Pages {
+        /// Whole pages, canonical; the end may wrap to 0.
+        range: Range<u64>,
+        /// The only root table whose address space has them.
+        root: Option<Gfn>,
+    },
     /// Possibly everything.
     All,
+}
+
+impl Frame {
+    fn dependents(&self) -> Dependents {
+        self.entry_dependents(0, 512)
+    }
+
+    fn entry_dependents(&self, index: u64, entries: u64) -> Dependents {
+        if self.flags & SHARED_TABLE != 0 {
+            return Dependents::All;
+        }
+        let entry_bytes = PAGE_BYTES << (9 * (u32::from(self.level) - 1));
+        let start = self.table_base + index * entry_bytes;
+        // Bits 48 and up repeat bit 47.
+        let start = ((start << 16) as i64 >> 16) as u64;
+        Dependents::Pages {
+            range: start..start.wrapping_add(entries * entry_bytes),
+            root: (self.root != SEVERAL).then_some(Gfn(u64::from(self.root))),
+        }
+    }
 }
 
 /// Bookkeeping of all frames.
@@ -108,43 +143,115 @@ impl Frames {
         self.0[gfn.0 as usize].flags &= !CODE;
     }
 
-    /// Marks a frame as a page table of `level` that was walked for `va`.
-    pub(crate) fn mark_table(&mut self, gfn: Gfn, level: u8, va: u64) -> Writers {
+    /// Marks a frame as a page table of `level` that was walked for `va` from `root`. Says which write
+    /// tags must go and, if the frame was a table elsewhere before, what was derived from it there.
+    pub(crate) fn mark_table(
+        &mut self,
+        gfn: Gfn,
+        level: u8,
+        va: u64,
+        root: Gfn,
+    ) -> (Writers, Option<Dependents>) {
         let Some(frame) = self.0.get_mut(gfn.0 as usize) else {
-            return Writers::None;
+            return (Writers::None, None);
         };
-        let base = va & !((PAGE_BYTES << (9 * u32::from(level))) - 1);
         frame.idle_stores = 0;
-        if frame.flags & TABLE != 0 {
-            if (frame.level, frame.table_base) != (level, base) {
+        let base = va & 0xffff_ffff_ffff & !((PAGE_BYTES << (9 * u32::from(level))) - 1);
+        let root = root.0 as u32;
+        if frame.flags & TABLE == 0 {
+            frame.flags = frame.flags & !SHARED_TABLE | TABLE;
+            (frame.level, frame.table_base, frame.root, frame.moves) = (level, base, root, 0);
+            return (self.take_writers(gfn), None);
+        }
+        let mut moved = None;
+        if (frame.level, frame.table_base) != (level, base) && frame.flags & SHARED_TABLE == 0 {
+            moved = Some(frame.dependents());
+            frame.moves += 1;
+            if frame.moves == MOVES {
                 frame.flags |= SHARED_TABLE;
             }
-            return Writers::None;
+            (frame.level, frame.table_base, frame.root) = (level, base, root);
+        } else if frame.root != root {
+            frame.root = SEVERAL;
         }
-        frame.flags = frame.flags & !SHARED_TABLE | TABLE;
-        (frame.level, frame.table_base) = (level, base);
-        self.take_writers(gfn)
+        (Writers::None, moved)
     }
 
-    /// What a store to entry `index` of a table makes stale. May decide that the frame is no table
-    /// any more; everything is stale then.
-    pub(crate) fn table_store(&mut self, gfn: Gfn, index: u64) -> Dependents {
-        let frame = &mut self.0[gfn.0 as usize];
-        if frame.level == 1 && frame.flags & SHARED_TABLE == 0 {
-            Dependents::Page(frame.table_base.wrapping_add(index * PAGE_BYTES))
-        } else {
-            Dependents::All
-        }
+    /// What a store to entry `index` of a table makes stale.
+    pub(crate) fn table_store(&self, gfn: Gfn, index: u64) -> Dependents {
+        self.0[gfn.0 as usize].entry_dependents(index, 1)
     }
 
-    /// Counts a store to a table; true when the frame stops being one (everything is stale then).
+    /// What is derived from any entry of a table.
+    pub(crate) fn table_dependents(&self, gfn: Gfn) -> Dependents {
+        self.0[gfn.0 as usize].dependents()
+    }
+
+    /// Counts a store to a table; true when the frame stops being one (all its dependents are stale
+    /// then).
     pub(crate) fn table_idles(&mut self, gfn: Gfn) -> bool {
         let frame = &mut self.0[gfn.0 as usize];
         frame.idle_stores += 1;
+        frame.moves = 0;
         if frame.idle_stores >= TABLE_IDLE_STORES {
             frame.flags &= !(TABLE | SHARED_TABLE);
             return true;
         }
         false
+    }
+
+    /// The frame is no table any more, since all of it is stored to.
+    pub(crate) fn unmark_table(&mut self, gfn: Gfn) {
+        self.0[gfn.0 as usize].flags &= !(TABLE | SHARED_TABLE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE_FRAME: Gfn = Gfn(3);
+
+    #[test]
+    fn a_store_to_a_table_makes_the_pages_of_its_entry_stale() {
+        let mut frames = Frames::new(8);
+        let root = Gfn(1);
+        frames.mark_table(TABLE_FRAME, 1, 0xffff_8000_0040_3000, root);
+        let pages = |start: u64, end: u64, root| Dependents::Pages {
+            range: start..end,
+            root,
+        };
+        assert_eq!(
+            frames.table_store(TABLE_FRAME, 2),
+            pages(0xffff_8000_0040_2000, 0xffff_8000_0040_3000, Some(root))
+        );
+        frames.mark_table(TABLE_FRAME, 1, 0xffff_8000_0040_0000, Gfn(2));
+        assert_eq!(
+            frames.table_store(TABLE_FRAME, 0),
+            pages(0xffff_8000_0040_0000, 0xffff_8000_0040_1000, None)
+        );
+        frames.mark_table(root, 4, 0x1000, root);
+        assert_eq!(
+            frames.table_store(root, 511),
+            pages(0xffff_ff80_0000_0000, 0, Some(root))
+        );
+    }
+
+    #[test]
+    fn a_table_that_moves_without_a_store_is_shared_and_one_that_is_stored_to_is_not() {
+        for stored in [true, false] {
+            let mut frames = Frames::new(8);
+            for round in 0..100u64 {
+                let va = round << 30;
+                let (_, moved) = frames.mark_table(TABLE_FRAME, 1, va, Gfn(1));
+                let expected = round != 0 && (stored || round <= u64::from(MOVES));
+                assert_eq!(moved.is_some(), expected, "round {round}, stored {stored}");
+                if stored {
+                    frames.table_idles(TABLE_FRAME);
+                }
+            }
+            let all = frames.table_store(TABLE_FRAME, 0) == Dependents::All;
+            assert_eq!(all, !stored);
+        }
     }
 }

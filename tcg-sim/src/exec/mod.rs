@@ -4,17 +4,25 @@ mod access;
 mod arrive;
 mod bus;
 pub(crate) mod cache;
+mod counters;
+mod direct;
 mod engine;
+mod faulting;
 mod fpu;
 mod frames;
+mod host;
+mod image;
 mod operand;
 mod soft;
+mod space;
 mod step;
 mod traps;
 mod vcpu;
 
 pub(crate) use arrive::Target;
-pub use engine::{Engine, EngineCounters, EngineOptions};
+pub use counters::EngineCounters;
+pub use engine::{Engine, EngineOptions};
+pub(crate) use host::HostCpu;
 
 use machine::state::{CpuState, cr0, efer};
 use machine::vcpu::VcpuError;

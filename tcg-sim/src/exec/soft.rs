@@ -5,34 +5,26 @@
 //! CR3 writes need to drop nothing.
 
 use super::cache::{CodeCache, GuestCode};
+use super::counters::EngineCounters;
+use super::direct::Direct;
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
+use super::host::HostCpu;
+use super::space::Space;
 use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
-use crate::jit::layout::{Env, EnvBox, tlb_index};
+use crate::jit::layout::{Env, tlb_index};
 use crate::jit::mode::Mode;
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
-use crate::sys::{Fault, Vendor};
+use crate::sys::Fault;
 use machine::cpuid::CpuidTable;
-use machine::ram::{Ram, RamError};
+use machine::ram::{PageBytes, Ram, RamError};
 use machine::state::{CpuState, Seg};
 use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
 use std::sync::Arc;
 
 /// Address spaces whose TLBs are kept.
 const SPACES: usize = 8;
-/// Entries of the fetch cache of one address space.
-const FETCHES: usize = 256;
-
-/// Tables of one address space.
-struct Space {
-    cr3: u64,
-    env: EnvBox,
-    /// Linear page (plus one) and user bit to frame, for instruction fetches.
-    fetches: Box<[(u64, Gfn); FETCHES]>,
-    used: u64,
-}
-
 /// Where blocks end early.
 #[derive(Default)]
 struct Watch {
@@ -59,19 +51,22 @@ pub(crate) struct Soft {
     pub(crate) ram: Arc<Ram>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) cache: CodeCache,
-    /// Whose rules hold where vendors differ.
-    pub(crate) vendor: Vendor,
+    /// Whose rules hold where processors differ.
+    pub(crate) host: HostCpu,
     pub(crate) frames: Frames,
     spaces: Vec<Space>,
     current: usize,
     uses: u64,
-    host_base: u64,
+    direct: Direct,
     /// Translations or fetch mappings changed: the executing block may be stale.
     pub(crate) code_changed: bool,
+    /// The instruction that Rust executes has stored to a frame with translations.
+    pub(crate) code_stored: bool,
     /// The host could not provide a page; the run ends with it.
     pub(crate) ram_error: Option<RamError>,
     /// Data accesses `(address, bytes, write)` made through the bus, while breakpoints are armed.
     pub(crate) watched: Option<Vec<(u64, u64, bool)>>,
+    pub(crate) counters: EngineCounters,
     /// Where blocks end early, because a state is looked for there.
     watch: Watch,
     pub(crate) probe: Probe,
@@ -84,22 +79,31 @@ pub(crate) struct Piece {
     pub(crate) bytes: usize,
 }
 
+impl Piece {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        let (a, b) = (self.gpa.0, other.gpa.0);
+        a < b + other.bytes as u64 && b < a + self.bytes as u64
+    }
+}
+
 impl Soft {
-    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, vendor: Vendor) -> Self {
-        let (frames, host_base) = (Frames::new(ram.frames()), ram.host_base() as u64);
+    pub(crate) fn new(ram: Arc<Ram>, cpuid: CpuidTable, cache: CodeCache, host: HostCpu) -> Self {
+        let (frames, direct) = (Frames::new(ram.frames()), Direct::new(ram.clone()));
         Self {
             ram,
             cpuid,
             cache,
-            vendor,
+            host,
             frames,
             spaces: vec![Space::new(0)],
             current: 0,
             uses: 0,
-            host_base,
+            direct,
             code_changed: false,
+            code_stored: false,
             ram_error: None,
             watched: None,
+            counters: EngineCounters::default(),
             watch: Watch::default(),
             probe: Probe::default(),
         }
@@ -132,6 +136,8 @@ impl Soft {
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
+        let left = self.current;
+        self.counters.space_switches += 1;
         self.probed().space(cr3);
         let core = self.env().core.clone();
         let found = self.spaces.iter().position(|space| space.cr3 == cr3);
@@ -142,9 +148,45 @@ impl Soft {
         let slots = env.core.slots;
         env.core = core;
         env.core.slots = slots;
+        self.share_upper_half(left);
+    }
+
+    /// Lets the current space start with what another has cached of the upper half, if both root
+    /// tables have the same entries there and a walk would set no accessed bit in them.
+    fn share_upper_half(&mut self, other: usize) {
+        let (new, old) = (self.spaces[self.current].root(), self.spaces[other].root());
+        // A memory trace names each mapping when it is cached.
+        if self.spaces[self.current].upper_shared
+            || !self.probe.set().is_empty()
+            || !self.is_ram(new)
+            || !self.is_ram(old)
+        {
+            return;
+        }
+        if self.ram.prepare_read(new).is_err() || self.ram.prepare_read(old).is_err() {
+            // The next walk reports it.
+            return;
+        }
+        let entry =
+            |root: Gfn, index: u64| self.direct.read_u64(GuestPhys(root.base().0 + index * 8));
+        let same = (256..512).all(|index| {
+            let entry = (entry(new, index), entry(old, index));
+            entry.0 == entry.1 && entry.0 & 0x21 != 1
+        });
+        if !same {
+            return;
+        }
+        self.counters.spaces_shared += 1;
+        self.mark_table(new, 4, 0, new);
+        let [current, other] = self
+            .spaces
+            .get_disjoint_mut([self.current, other])
+            .expect("two different spaces");
+        current.share_upper_half(other);
     }
 
     fn replace_space(&mut self, cr3: u64) -> usize {
+        self.counters.space_misses += 1;
         if self.spaces.len() < SPACES {
             self.spaces.push(Space::new(cr3));
             return self.spaces.len() - 1;
@@ -160,21 +202,23 @@ impl Soft {
 
     /// Forgets all cached translations of addresses, in every address space.
     pub(crate) fn flush_all(&mut self) {
+        self.counters.tlb_flushes += 1;
         self.spaces.iter_mut().for_each(Space::flush);
         self.code_changed = true;
     }
 
     /// Forgets all branch targets and fetches, in every address space.
     pub(crate) fn flush_branches(&mut self) {
+        self.counters.branch_flushes += 1;
         for space in &mut self.spaces {
-            space.env.get_mut().flush_branches();
-            space.fetches.fill(NO_FETCH);
+            space.flush_branches();
         }
         self.code_changed = true;
     }
 
     /// Makes the first write to each page come through the slow path again.
     pub(crate) fn flush_write_tags(&mut self) {
+        self.counters.write_flushes += 1;
         for space in &mut self.spaces {
             space.env.get_mut().flush_write_tags();
         }
@@ -188,14 +232,18 @@ impl Soft {
         self.frames.clear();
     }
 
+    /// Forgets what is cached of one linear page, in every address space.
+    pub(crate) fn flush_page(&mut self, page: u64) {
+        self.counters.page_flushes += 1;
+        for space in &mut self.spaces {
+            space.env.get_mut().flush_page(page);
+        }
+    }
+
     fn revoke(&mut self, writers: Writers) {
         match writers {
             Writers::None => {}
-            Writers::Page(page) => {
-                for space in &mut self.spaces {
-                    space.env.get_mut().flush_page(page);
-                }
-            }
+            Writers::Page(page) => self.flush_page(page),
             Writers::Any => self.flush_write_tags(),
         }
     }
@@ -203,6 +251,11 @@ impl Soft {
     /// Whether the frame is RAM.
     pub(crate) fn is_ram(&self, gfn: Gfn) -> bool {
         gfn.0 < self.ram.frames()
+    }
+
+    /// Whether the frame is known as a page table.
+    pub(crate) fn is_table(&self, gfn: Gfn) -> bool {
+        self.is_ram(gfn) && self.frames.flags(gfn) & TABLE != 0
     }
 
     /// Walks the tables for an access and keeps watch over them.
@@ -218,16 +271,24 @@ impl Soft {
         if !is_canonical(va) {
             return Err(Fault::GP0);
         }
+        self.counters.walks += 1;
         let paging = Paging::of(cpu);
         let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
         for (index, gfn) in mapping.frames[..usize::from(mapping.levels)]
             .iter()
             .enumerate()
         {
-            let writers = self.frames.mark_table(*gfn, 4 - index as u8, va);
-            self.revoke(writers);
+            self.mark_table(*gfn, 4 - index as u8, va, mapping.frames[0]);
         }
         Ok(mapping)
+    }
+
+    fn mark_table(&mut self, gfn: Gfn, level: u8, va: u64, root: Gfn) {
+        let (writers, moved) = self.frames.mark_table(gfn, level, va, root);
+        self.revoke(writers);
+        if let Some(dependents) = moved {
+            self.forget(dependents, true);
+        }
     }
 
     /// Does what must precede a store to RAM: translations and page-table caches that depend on the
@@ -235,6 +296,7 @@ impl Soft {
     pub(crate) fn before_store(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
+        self.code_stored |= flags & CODE != 0;
         if flags & CODE != 0
             && self
                 .cache
@@ -262,45 +324,81 @@ impl Soft {
         }
         if self.frames.flags(gfn) & TABLE != 0 {
             // The old entries are gone.
-            self.flush_all();
+            let dependents = self.frames.table_dependents(gfn);
+            self.forget(dependents, true);
         }
     }
 
     fn before_table_store(&mut self, gpa: GuestPhys, bytes: u64) {
         let gfn = gpa.gfn();
-        let idles = self.frames.table_idles(gfn);
+        if bytes == PAGE_BYTES {
+            let all = self.frames.table_dependents(gfn);
+            self.forget(all, true);
+            return self.frames.unmark_table(gfn);
+        }
         for address in (gpa.0 & !7..gpa.0 + bytes).step_by(8) {
             let old = self.read_u64(GuestPhys(address));
-            if old & 1 == 0 {
-                continue;
-            }
-            match self.frames.table_store(gfn, address % PAGE_BYTES / 8) {
-                Dependents::Page(va) => self.forget_page(va, old >> 63 == 0),
-                Dependents::All => self.flush_all(),
+            if old & 1 != 0 {
+                let dependents = self.frames.table_store(gfn, address % PAGE_BYTES / 8);
+                self.forget(dependents, old >> 63 == 0);
             }
         }
-        if idles {
-            self.flush_all();
+        let all = self.frames.table_dependents(gfn);
+        if self.frames.table_idles(gfn) {
+            self.forget(all, true);
         }
     }
 
-    /// `va` as a table's level gives it: bits 48 and up may need sign extension.
-    fn forget_page(&mut self, va: u64, executable: bool) {
-        let va = ((va << 16) as i64 >> 16) as u64;
+    /// Forgets what depends on page-table entries; `executable` if code may have been reached
+    /// through them.
+    fn forget(&mut self, dependents: Dependents, executable: bool) {
+        let Dependents::Pages { range, root } = dependents else {
+            return self.flush_all();
+        };
+        self.counters.page_flushes += 1;
         for space in &mut self.spaces {
-            space.env.get_mut().flush_page(va);
+            if root.is_none_or(|root| root == space.root()) {
+                space.forget(range.clone(), executable);
+            }
         }
-        if executable {
-            self.flush_branches();
+        let executing = self.core().page_base;
+        if executing.wrapping_sub(range.start) < range.end.wrapping_sub(range.start) {
+            self.code_changed = true;
         }
     }
 
-    /// Whether a store would make the block that executes stale.
-    pub(crate) fn store_needs_boundary(&mut self, gpa: GuestPhys, bytes: u64) -> bool {
+    /// As [`Soft::before_store`], for a store of the block that executes, as its next act. False if
+    /// that would make the block itself stale: the store must run alone, and maybe nothing is done.
+    pub(crate) fn before_direct_store(&mut self, gpa: GuestPhys, bytes: u64) -> bool {
         let gfn = gpa.gfn();
         let flags = self.frames.flags(gfn);
-        flags & TABLE != 0
-            || flags & CODE != 0 && self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes)
+        if flags & TABLE != 0 {
+            self.counters.slow_table_stores += 1;
+            // What depends on the old entry goes now, before the store: nothing walks in between,
+            // since a store's check is the last of its instruction.
+            self.code_changed = false;
+            self.before_table_store(gpa, bytes);
+            if self.code_changed {
+                return false;
+            }
+        }
+        if flags & CODE != 0 {
+            if self.cache.overlaps(gfn, gpa.0 % PAGE_BYTES, bytes) {
+                self.counters.slow_code_stores += 1;
+                return false;
+            }
+            self.counters.slow_shared_stores += 1;
+        }
+        if let Err(error) = self.ram.prepare_write(gfn) {
+            self.ram_error.get_or_insert(error);
+        }
+        true
+    }
+
+    fn is_cached(&mut self, page: u64, mode: Mode, wrote: bool) -> bool {
+        let tlb = &self.env().tlb[mode.class() as usize];
+        let tags = if wrote { &tlb.write_tag } else { &tlb.read_tag };
+        tags[tlb_index(page)] == page.wrapping_neg()
     }
 
     /// Caches a translation that the access was granted by.
@@ -314,11 +412,17 @@ impl Soft {
     ) {
         let gfn = mapping.gpa.gfn();
         let page = va & !(PAGE_BYTES - 1);
-        let addend = self.host_base.wrapping_add(gfn.base().0).wrapping_sub(page);
+        let addend = self
+            .direct
+            .base()
+            .wrapping_add(gfn.base().0)
+            .wrapping_sub(page);
         let write = Access::at_cpl(AccessType::Write, mode.cpl());
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
+        let cached = self.is_cached(page, mode, wrote);
+        self.counters.slow_cached += u64::from(cached);
         let env = self.env();
         let rsp = env.core.rsp;
         let tlb = &mut env.tlb[mode.class() as usize];
@@ -340,14 +444,14 @@ impl Soft {
 
     /// The frame that an addend leads to, if it is one of RAM.
     pub(crate) fn direct_frame(&self, va: u64, addend: u64) -> Option<Gfn> {
-        let offset = va.wrapping_add(addend).wrapping_sub(self.host_base);
+        let offset = va.wrapping_add(addend).wrapping_sub(self.direct.base());
         let gfn = GuestPhys(offset).gfn();
         self.is_ram(gfn).then_some(gfn)
     }
 
     /// Host address minus linear address of a byte of RAM.
     pub(crate) fn addend(&self, va: u64, gpa: GuestPhys) -> u64 {
-        self.host_base.wrapping_add(gpa.0).wrapping_sub(va)
+        self.direct.base().wrapping_add(gpa.0).wrapping_sub(va)
     }
 
     /// The frame that instructions at `rip` are fetched from.
@@ -355,16 +459,29 @@ impl Soft {
     /// # Errors
     /// The fault of the fetch.
     pub(crate) fn fetch(&mut self, cpu: &CpuState, rip: u64) -> Result<Gfn, Fault> {
-        let tag = (rip & !(PAGE_BYTES - 1)) | 1 | u64::from(cpu.cpl() == 3) << 1;
-        let slot = (rip >> 12) as usize % FETCHES;
-        let (known, gfn) = self.spaces[self.current].fetches[slot];
-        if known == tag {
+        let user = cpu.cpl() == 3;
+        if let Some(gfn) = self.spaces[self.current].fetched(rip, user) {
             return Ok(gfn);
         }
         let mapping = self.translate(cpu, rip, Access::at_cpl(AccessType::Fetch, cpu.cpl()))?;
         let gfn = mapping.gpa.gfn();
-        self.spaces[self.current].fetches[slot] = (tag, gfn);
+        self.spaces[self.current].note_fetch(rip, user, gfn);
         Ok(gfn)
+    }
+
+    /// Caches a branch target of the current space.
+    pub(crate) fn cache_branch(&mut self, mode: Mode, rip: u64, block: BlockId) {
+        let block = self.cache.block(block);
+        let (host, straddles) = (block.far, block.second.is_some());
+        self.spaces[self.current].cache_branch(mode.class(), rip, host, straddles);
+    }
+
+    /// Forgets the branch targets in a linear page, in every address space.
+    pub(crate) fn forget_code(&mut self, page: u64) {
+        for space in &mut self.spaces {
+            space.forget(page..page.wrapping_add(PAGE_BYTES), true);
+        }
+        self.code_changed = true;
     }
 
     /// The block for an address, translated if need be.
@@ -446,12 +563,19 @@ impl Soft {
             self.frames.clear_code();
             self.flush_branches();
         }
-        let page = self.code_page(key.gfn);
-        let first = &page[usize::from(key.offset)..];
+        if let Err(error) = self.prepare_code(key.gfn) {
+            self.ram_error.get_or_insert(error);
+        }
+        let in_ram = self.is_ram(key.gfn);
+        let page: &PageBytes = if in_ram {
+            self.direct.page(key.gfn)
+        } else {
+            &ABSENT
+        };
         let guest = GuestCode {
-            bytes: first,
+            bytes: &page[usize::from(key.offset)..],
             second: None,
-            in_ram: self.is_ram(key.gfn),
+            in_ram,
             stop: self.watch.offset_in(key.gfn),
             first_slot: self.probe.next_slot(),
         };
@@ -462,7 +586,15 @@ impl Soft {
                 Ok(id)
             }
             Err(NoTranslation::TooLong) => Err(Fault::GP0),
-            Err(NoTranslation::NeedsNextPage) => self.make_straddling(cpu, rip, key, first),
+            Err(NoTranslation::NeedsNextPage) => self.make_straddling(cpu, rip, key),
+        }
+    }
+
+    fn prepare_code(&self, gfn: Gfn) -> Result<(), RamError> {
+        if self.is_ram(gfn) {
+            self.ram.prepare_read(gfn)
+        } else {
+            Ok(())
         }
     }
 
@@ -471,11 +603,10 @@ impl Soft {
         cpu: &CpuState,
         rip: u64,
         key: BlockKey,
-        first: &[u8],
     ) -> Result<BlockId, Fault> {
         let next = next_code_page(rip, key.mode)?;
         let second = self.fetch(cpu, next)?;
-        let mut bytes = first.to_vec();
+        let mut bytes = self.code_page(key.gfn)[usize::from(key.offset)..].to_vec();
         bytes.extend(&self.code_page(second)[..15]);
         let in_ram = self.is_ram(key.gfn) && self.is_ram(second);
         let guest = GuestCode {
@@ -503,14 +634,14 @@ impl Soft {
     }
 
     /// A copy of a frame's bytes; what is not RAM reads as ones.
-    fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
+    pub(crate) fn code_page(&mut self, gfn: Gfn) -> Box<[u8; PAGE_BYTES as usize]> {
         if !self.is_ram(gfn) {
-            return Box::new([0xff; PAGE_BYTES as usize]);
+            return Box::new(ABSENT);
         }
-        if let Err(error) = self.ram.prepare_read(gfn) {
+        if let Err(error) = self.prepare_code(gfn) {
             self.ram_error.get_or_insert(error);
         }
-        Box::new(self.ram.page(gfn))
+        Box::new(*self.direct.page(gfn))
     }
 
     /// Up to 15 bytes at `rip` for a message.
@@ -530,9 +661,11 @@ impl Soft {
     pub(crate) fn read_piece(&mut self, gpa: GuestPhys, into: &mut [u8]) {
         if !self.ram.contains(gpa, into.len() as u64) {
             into.fill(0xff);
-        } else if let Err(error) = self.ram.read(gpa, into) {
+        } else if let Err(error) = self.ram.prepare_read(gpa.gfn()) {
             self.ram_error.get_or_insert(error);
             into.fill(0);
+        } else {
+            self.direct.read(gpa, into);
         }
     }
 
@@ -541,10 +674,9 @@ impl Soft {
         if !self.ram.contains(gpa, from.len() as u64) {
             return;
         }
+        // Reports and survives a page that cannot be had: the run ends with this instruction.
         self.before_store(gpa, from.len() as u64);
-        if let Err(error) = self.ram.write(gpa, from) {
-            self.ram_error.get_or_insert(error);
-        }
+        self.direct.write(gpa, from);
     }
 
     /// Translates an access that may cross a page boundary. The lower page faults first. In
@@ -590,25 +722,8 @@ impl Soft {
     }
 }
 
-const NO_FETCH: (u64, Gfn) = (0, Gfn(0));
-
-impl Space {
-    fn new(cr3: u64) -> Self {
-        Self {
-            cr3,
-            env: EnvBox::new(),
-            fetches: Box::new([NO_FETCH; FETCHES]),
-            used: 0,
-        }
-    }
-
-    fn flush(&mut self) {
-        let env = self.env.get_mut();
-        env.flush_tlb();
-        env.flush_branches();
-        self.fetches.fill(NO_FETCH);
-    }
-}
+/// What is read where nothing is.
+const ABSENT: PageBytes = [0xff; PAGE_BYTES as usize];
 
 /// The page behind an instruction's; #GP where code cannot be (SDM vol. 3, 5.3).
 fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
@@ -623,9 +738,14 @@ fn next_code_page(rip: u64, mode: Mode) -> Result<u64, Fault> {
 
 impl PhysMem for Soft {
     fn read_u64(&mut self, address: GuestPhys) -> u64 {
-        let mut bytes = [0; 8];
-        self.read_piece(address, &mut bytes);
-        u64::from_le_bytes(bytes)
+        if !self.ram.contains(address, 8) {
+            return u64::MAX;
+        }
+        if let Err(error) = self.ram.prepare_read(address.gfn()) {
+            self.ram_error.get_or_insert(error);
+            return 0;
+        }
+        self.direct.read_u64(address)
     }
 
     fn update_u64(&mut self, address: GuestPhys, value: u64) {
@@ -641,8 +761,11 @@ impl PhysMem for Soft {
         {
             self.flush_branches();
         }
-        if let Err(error) = self.ram.write(address, &value.to_le_bytes()) {
-            self.ram_error.get_or_insert(error);
+        match self.ram.prepare_write(gfn) {
+            Ok(()) => self.direct.write(address, &value.to_le_bytes()),
+            Err(error) => {
+                self.ram_error.get_or_insert(error);
+            }
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Instructions that Rust executes, and instructions that run alone.
 
 use super::engine::{Engine, Left, Next, PendingRead};
-use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
-use super::operand::memory_operand;
+use super::fpu::{self, Image};
 use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
 use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
-use crate::sys::{self, AccessKind, Fault, Outcome, SysBus, Vendor, vector};
+use crate::sys::{self, Fault, Outcome, Vendor};
 use iced_x86::{Instruction, Mnemonic};
 use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
@@ -21,6 +20,11 @@ pub(super) fn paging_bits(cpu: &CpuState) -> [u64; 3] {
     ]
 }
 
+/// The state of the breakpoints that caches depend on.
+pub(super) fn breakpoints(cpu: &CpuState) -> ([u64; 4], u64) {
+    (cpu.dr, cpu.dr7)
+}
+
 impl Engine {
     pub(super) fn handle_execute(
         &mut self,
@@ -28,13 +32,18 @@ impl Engine {
         instruction: &Instruction,
         resume: u64,
     ) -> Result<Next, VcpuError> {
-        self.counters.executed_in_rust += 1;
         self.rewind(site);
-        self.pull();
-        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let block = self.soft.cache.block(site.block);
         let unused = block.insns.len() as i64 - i64::from(site.index);
         let alone = block.key.mode.is_one_step();
+        if !alone && sys::debug::any_enabled(&self.cpu) {
+            // Its accesses must be compared with the breakpoints.
+            (self.step_alone, self.begun) = (true, true);
+            return Ok(Next::Left(Left::Boundary));
+        }
+        self.soft.counters.count_executed(instruction.mnemonic());
+        self.pull();
+        self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let instruction = self.at_its_address(instruction);
         let outcome = match self.execute(&instruction) {
             Ok(outcome) => outcome,
@@ -65,6 +74,9 @@ impl Engine {
         let mut moved = *instruction;
         let page = self.cpu.rip & !0xfff;
         moved.set_ip(self.cpu.rip);
+        if moved.op0_kind() == iced_x86::OpKind::NearBranch16 {
+            moved.set_near_branch16(moved.near_branch16().wrapping_add(page as u16));
+        }
         if moved.is_ip_rel_memory_operand() {
             let displacement = moved.memory_displacement64().wrapping_add(page);
             let narrow = moved.memory_base() == iced_x86::Register::EIP;
@@ -85,7 +97,7 @@ impl Engine {
     }
 
     fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
-        if is_undefined(instruction)
+        if is_undefined(instruction, self.soft.host.vendor)
             || self.mode.is_compat() && !is_done_in_compat(instruction, self.mode)
         {
             return Err(Fault::UD);
@@ -104,7 +116,22 @@ impl Engine {
             return Ok(Outcome::Next);
         }
         let limit = self.rep_limit.min(self.iterations_to_target());
-        sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
+        self.soft.code_stored = false;
+        let flags = self.rep_flags.take().unwrap_or(self.cpu.rflags);
+        let result = sys::execute(instruction, &mut self.cpu, &mut self.soft, limit);
+        if sys::compares_repeatedly(instruction) && self.soft.host.vendor == Vendor::Intel {
+            match result {
+                Ok(Outcome::RepPartial { .. }) => self.rep_flags = Some(flags),
+                // Iterations stay, flags are as before them (SDM vol. 2, REP). An event between two
+                // iterations begins anew, and so does a state that is saved there.
+                Err(_) => {
+                    let kept = self.cpu.rflags & !rflags::OSZAPC;
+                    self.cpu.rflags = kept | flags & rflags::OSZAPC;
+                }
+                Ok(_) => {}
+            }
+        }
+        result
     }
 
     /// Accounts for what an instruction did and decides how the run goes on.
@@ -194,15 +221,32 @@ impl Engine {
             self.paging_bits = bits;
             self.soft.flush_all();
         }
+        self.breakpoints_changed();
         self.refresh_mode();
+    }
+
+    /// Drops what is cached of pages that breakpoints watch now.
+    fn breakpoints_changed(&mut self) {
+        let now = breakpoints(&self.cpu);
+        if now == self.breakpoints {
+            return;
+        }
+        self.breakpoints = now;
+        for (page, code) in sys::debug::watched_pages(&self.cpu) {
+            if code {
+                self.soft.forget_code(page);
+            } else {
+                self.soft.flush_page(page);
+            }
+        }
     }
 
     /// Runs the instruction at `cpu.rip` alone: everything about it is looked at.
     pub(super) fn step_one(&mut self, rep_limit: u64) -> Result<Left, VcpuError> {
-        self.counters.single_steps += 1;
+        self.soft.counters.single_steps += 1;
         self.step_alone = false;
         self.traced = self.cpu.rflags & rflags::TF != 0;
-        if let Some(fault) = sys::debug::instruction_breakpoint(&self.cpu, self.soft.vendor) {
+        if let Some(fault) = sys::debug::instruction_breakpoint(&self.cpu, self.soft.host.vendor) {
             return Ok(self.deliver_fault(fault));
         }
         self.cpu.shadow = Shadow::None;
@@ -215,7 +259,7 @@ impl Engine {
         } else {
             rep_limit.max(1)
         };
-        (self.alone, self.owed) = (true, None);
+        (self.alone, self.owed, self.probe) = (true, None, None);
         let iterations = self.rep_iterations;
         let left = self.run_alone();
         (self.alone, self.rep_limit) = (false, super::engine::REP_QUANTUM);
@@ -246,6 +290,9 @@ impl Engine {
             match self.handle_leave()? {
                 Next::Resume(host) => self.env().core.resume = host,
                 Next::Go(rip) => {
+                    if let Some(left) = self.conclude_probe() {
+                        return Ok(left);
+                    }
                     self.pay();
                     self.cpu.rip = rip;
                     if !self.retired {
@@ -298,86 +345,16 @@ impl Engine {
                 fpu::initialise(&mut self.env().core);
                 Ok(())
             }
+            M::Fnclex | M::Fclex => {
+                fpu::clear_exceptions(&mut self.env().core);
+                Ok(())
+            }
             M::Fxsave => self.fxsave(instruction, false),
             M::Fxsave64 => self.fxsave(instruction, true),
             M::Fxrstor => self.fxrstor(instruction, false),
             M::Fxrstor64 => self.fxrstor(instruction, true),
             _ => return None,
         })
-    }
-
-    fn fpu_image(
-        &mut self,
-        instruction: &Instruction,
-        operation: Image,
-        short: bool,
-    ) -> Result<(), Fault> {
-        if !operation.stores() && fpu::exception_waits() {
-            return Err(Fault::plain(vector::MF));
-        }
-        let va = memory_operand(instruction, &self.cpu, operation.bytes(short) as u64)?;
-        let mut buffer = [0; IMAGE_BYTES];
-        let bytes = operation.bytes(short);
-        if operation.stores() {
-            self.soft
-                .prepare_write(&self.cpu, va, bytes, AccessKind::Data)?;
-        } else {
-            self.soft
-                .read(&self.cpu, va, &mut buffer[..bytes], AccessKind::Data)?;
-        }
-        fpu::run_image(operation, short, &mut buffer, &mut self.soft.env().core);
-        if operation.stores() {
-            self.soft
-                .write(&self.cpu, va, &buffer[..bytes], AccessKind::Data)?;
-        }
-        Ok(())
-    }
-
-    /// Address of a 512-byte image: 16-byte aligned, or #GP.
-    fn fx_operand(&self, instruction: &Instruction) -> Result<u64, Fault> {
-        let va = memory_operand(instruction, &self.cpu, 512)?;
-        if va % 16 == 0 {
-            Ok(va)
-        } else {
-            Err(Fault::GP0)
-        }
-    }
-
-    fn fxsave(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
-        let va = self.fx_operand(instruction)?;
-        self.soft
-            .prepare_write(&self.cpu, va, 512, AccessKind::Data)?;
-        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
-        let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.vendor == Vendor::Amd);
-        // Outside 64-bit mode there are eight XMM registers (SDM vol. 2, FXSAVE).
-        let written = match self.mode.is_compat() {
-            true => FXSAVE_WRITTEN - 8 * 16,
-            false => FXSAVE_WRITTEN,
-        };
-        self.soft
-            .write(&self.cpu, va, &image[..written], AccessKind::Data)
-    }
-
-    fn fxrstor(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
-        let va = self.fx_operand(instruction)?;
-        let mut image = [0; 512];
-        self.soft
-            .read(&self.cpu, va, &mut image, AccessKind::Data)?;
-        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
-        let high = self.cpu.fpu.xmm;
-        if !fpu::load_fxsave_image(
-            &mut self.cpu.fpu,
-            &image,
-            wide,
-            self.soft.vendor == Vendor::Amd,
-        ) {
-            return Err(Fault::GP0);
-        }
-        if self.mode.is_compat() {
-            self.cpu.fpu.xmm[8..].copy_from_slice(&high[8..]);
-        }
-        fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
-        Ok(())
     }
 }
 

@@ -23,7 +23,7 @@ impl Vcpu for Engine {
         })?;
         fpu::enter(&mut self.soft.env().core, &self.cpu.fpu);
         let result = self.run_loop(until);
-        fpu::snapshot(&self.soft.env().core, &mut self.cpu.fpu);
+        fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         fpu::leave();
         drop(routed);
         let resume_flag = self.cpu.rflags & machine::state::rflags::RF;
@@ -107,6 +107,8 @@ impl Vcpu for Engine {
         if self.pending.is_some() {
             return Err(WAITS);
         }
+        // Whoever loads the state knows nothing of it.
+        self.rep_flags = None;
         Ok(self.cpu.clone())
     }
 
@@ -138,9 +140,9 @@ impl Vcpu for Engine {
 
 impl Engine {
     /// As [`Vcpu::load`] of a state that this engine was in, but keeps what is cached.
-    pub(crate) fn rewind_to(&mut self, state: &CpuState, position: Position) {
+    pub fn rewind_to(&mut self, state: &CpuState, position: Position) {
         self.cpu = state.clone();
-        self.pending = None;
+        (self.pending, self.rep_flags) = (None, None);
         (self.step_alone, self.begun) = (false, false);
         self.soft.switch_space(state.cr3);
         self.push();

@@ -10,6 +10,7 @@
 //!
 //! `docs/instruments.md` defines what is counted.
 
+mod assembly;
 mod counts;
 pub(crate) mod facts;
 pub(crate) mod memory;

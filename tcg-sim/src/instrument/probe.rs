@@ -86,13 +86,6 @@ impl Probe {
         }
     }
 
-    /// String elements in a linear page are accessed through a pointer.
-    pub(crate) fn note_run(&mut self, va: u64, gfn: Gfn) {
-        if self.memory.is_some() {
-            self.runs.push((va / PAGE_BYTES, gfn));
-        }
-    }
-
     /// The conditional branch that runs alone is taken.
     pub(crate) fn note_taken(&mut self, taken: bool) {
         self.taken = taken;
@@ -283,6 +276,15 @@ impl Probed<'_> {
         {
             let access = facts.accesses_before(index.into());
             memory.map(access, va / PAGE_BYTES, gfn.0, self.core);
+        }
+    }
+
+    /// String elements in a linear page are accessed through a pointer, and the page may be accessed
+    /// directly from here on.
+    pub(crate) fn note_run(self, va: u64, gfn: Gfn) {
+        if let Some(memory) = &mut self.probe.memory {
+            self.probe.runs.push((va / PAGE_BYTES, gfn));
+            memory.map_now(va / PAGE_BYTES, gfn.0, self.core);
         }
     }
 

@@ -270,6 +270,26 @@ impl Asm {
             .extend([0xf7, 0xc0 | (to.0 & 7) << 3 | from.0 & 7]);
     }
 
+    /// `to = from` rotated right by a constant.
+    pub(crate) fn rorx(&mut self, to: Host, from: Host, count: u8) {
+        let inverted = |r: Host| (!(r.0 >> 3)) & 1;
+        self.bytes.extend([
+            0xc4,
+            inverted(to) << 7 | 1 << 6 | inverted(from) << 5 | 3,
+            0xfb,
+            0xf0,
+            0xc0 | (to.0 & 7) << 3 | from.0 & 7,
+            count,
+        ]);
+    }
+
+    /// Short jump back to an offset if ECX is zero.
+    pub(crate) fn jecxz_back(&mut self, to: usize) {
+        let relative = to as i64 - (self.bytes.len() as i64 + 3);
+        let relative = i8::try_from(relative).expect("short jumps back span a block's entry");
+        self.bytes.extend([0x67, 0xe3, relative as u8]);
+    }
+
     /// Jump to a host address.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.bytes.push(0xe9);
@@ -362,6 +382,10 @@ impl Asm {
         self.bytes
             .extend([0x40 | register.0 >> 3, 0x58 | register.0 & 7]);
     }
+    /// WAIT: raises a pending x87 exception.
+    pub(crate) fn wait(&mut self) {
+        self.bytes.push(0x9b);
+    }
     pub(crate) fn ret(&mut self) {
         self.bytes.push(0xc3);
     }
@@ -418,6 +442,9 @@ mod tests {
                 |a| a.store_imm(Mem::sum(Host::R10, Host::R11, 0), -2),
                 "mov qword ptr [r10+r11],0FFFFFFFFFFFFFFFEh;",
             ),
+            (|a| a.rorx(Host::RCX, Host::R9, 32), "rorx rcx,r9,20h;"),
+            (|a| a.rorx(Host::R9, Host::RDI, 1), "rorx r9,rdi,1;"),
+            (|a| a.jecxz_back(0), "jecxz 0;"),
             (|a| a.mov16(Host::R15, Host::R10), "mov r15w,r10w;"),
             (|a| a.movsx32(Host::RCX, Host::R9), "movsxd rcx,r9d;"),
             (|a| a.mov_imm(Host::R10, 5), "mov r10d,5;"),

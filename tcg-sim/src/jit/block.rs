@@ -21,6 +21,9 @@ pub(crate) struct MemoryAccess {
     pub(crate) write: bool,
     /// Address bits that must be zero lest #GP (0 or 15).
     pub(crate) alignment: u8,
+    /// Whether the processor makes two accesses of it, the second eight bytes on: extended reals, packed
+    /// decimals, MASKMOVDQU.
+    pub(crate) parts: bool,
     /// Whether a non-canonical address is #SS instead of #GP.
     pub(crate) stack: bool,
 }
@@ -122,8 +125,10 @@ pub(crate) struct Block {
     pub(crate) second: Option<Gfn>,
     /// Instructions in order of execution.
     pub(crate) insns: Vec<Insn>,
-    /// Host address of the first byte (the far entry).
+    /// Host address of the first byte.
     pub(crate) host: u64,
+    /// Host address for entries from anywhere, with the linear address in T0.
+    pub(crate) far: u64,
     /// Host address for entries from the same page.
     pub(crate) near: u64,
     /// Bytes of host code.

@@ -197,9 +197,9 @@ fn register_homes() -> [(Host, i32); 11] {
         (Host::RDI, disp!(rdi)),
         (Host::RBP, disp!(rbp)),
         (Host::R8, disp!(r8)),
-        (Host::R9, disp!(r9)),
         (Host::R12, disp!(r12)),
         (Host::R13, disp!(r13)),
+        (super::regs::BUDGET, disp!(budget)),
         (super::regs::GUEST_RSP, disp!(rsp)),
         (super::regs::GUEST_RCX, disp!(rcx)),
     ]

@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 /// Entries of each TLB, a power of two.
 pub(crate) const TLB_ENTRIES: usize = 1024;
 /// Entries of each indirect-branch cache, a power of two.
-pub(crate) const IBTC_ENTRIES: usize = 2048;
+pub(crate) const IBTC_ENTRIES: usize = 8192;
 /// No page has this address, negated: it is not a multiple of the page size.
 pub(crate) const NO_STOP: u64 = 1;
 /// Bytes from the start of [`Env`] to the address in RSP.
@@ -76,8 +76,7 @@ pub(crate) struct Core {
     pub(crate) r15: u64,
     /// Guest-linear address of the page that executes.
     pub(crate) page_base: u64,
-    /// Steps left; negative after a block entry that must not run.
-    pub(crate) budget: i64,
+    pub(crate) r9: u64,
     pub(crate) tlb_mask: u64,
     pub(crate) ibtc_mask: u64,
     pub(crate) fs_base: u64,
@@ -97,7 +96,8 @@ pub(crate) struct Core {
     pub(crate) rdi: u64,
     pub(crate) rbp: u64,
     pub(crate) r8: u64,
-    pub(crate) r9: u64,
+    /// Steps left; negative after a block entry that must not run.
+    pub(crate) budget: i64,
     pub(crate) r12: u64,
     pub(crate) r13: u64,
     pub(crate) rsp: u64,
@@ -123,6 +123,17 @@ pub(crate) struct Core {
     pub(crate) bit_mask64: u64,
     /// All arithmetic flags of a host RFLAGS image.
     pub(crate) oszapc_mask: u64,
+    /// Where the last x87 instruction had its operand, and its opcode with [`LAST_X87`] and
+    /// [`LAST_X87_MEMORY`], on hosts where that becomes visible with an unmasked exception only.
+    pub(crate) fpu_last_dp: u64,
+    pub(crate) fpu_last_op: u64,
+    /// Selectors that go with the x87 pointers.
+    pub(crate) fpu_cs: u64,
+    pub(crate) fpu_ds: u64,
+    /// The bits that are zero in a canonical address once 2^47 is added.
+    pub(crate) high_mask: u64,
+    /// Selector in CS.
+    pub(crate) code_selector: u64,
     /// Negated address of the page of the state that is looked for, or [`NO_STOP`].
     pub(crate) stop_page: u64,
     /// Negated general-purpose registers of that state, in encoding order.
@@ -134,6 +145,11 @@ pub(crate) struct Core {
     pub(crate) xmm: [u128; 16],
     pub(crate) fx: FxArea,
 }
+
+/// Set in [`Core::fpu_last_op`] while it holds an instruction.
+pub(crate) const LAST_X87: u64 = 1 << 16;
+/// Set in [`Core::fpu_last_op`] if the instruction has a memory operand.
+pub(crate) const LAST_X87_MEMORY: u64 = 1 << 17;
 
 /// Aligned like the largest naturally aligned access, so that alignment faults stay what they are.
 #[derive(Clone)]
@@ -205,7 +221,7 @@ pub(crate) const fn invalid_tag(index: usize) -> u64 {
 
 /// A branch tag that no target through entry `index` can match.
 pub(crate) const fn invalid_branch_tag(index: usize) -> u64 {
-    (0x8000_0000_0000_0000 | (index as u64 ^ 1)).wrapping_neg()
+    (0x8000_0000_0000_0000 | (index as u64 ^ 2)).wrapping_neg()
 }
 
 const INVALID_TAGS: [u64; TLB_ENTRIES] = {
@@ -218,7 +234,7 @@ const INVALID_TAGS: [u64; TLB_ENTRIES] = {
     tags
 };
 
-const INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
+static INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
     let mut tags = [0; IBTC_ENTRIES];
     let mut index = 0;
     while index < IBTC_ENTRIES {
@@ -261,13 +277,6 @@ impl Env {
         }
         self.core.slots = [EMPTY_SLOT; TLB_CLASSES];
     }
-
-    /// Forgets every cached branch target.
-    pub(crate) fn flush_branches(&mut self) {
-        for ibtc in &mut self.ibtc {
-            ibtc.tag = INVALID_BRANCH_TAGS;
-        }
-    }
 }
 
 impl Core {
@@ -299,9 +308,10 @@ pub(crate) fn tlb_index(address: u64) -> usize {
     (address >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
-/// Indirect-branch cache entry of a target.
+/// Indirect-branch cache entry of a target. The page number takes part, or targets at the same
+/// offset of different pages would displace each other.
 pub(crate) fn ibtc_index(target: u64) -> usize {
-    target as usize & (IBTC_ENTRIES - 1)
+    target.wrapping_add(target >> 12) as usize & (IBTC_ENTRIES - 1)
 }
 
 /// Owns an [`Env`] with room for signal frames below it.
@@ -323,7 +333,9 @@ impl EnvBox {
         let mut this = Self { allocation };
         let env = this.get_mut();
         env.flush_tlb();
-        env.flush_branches();
+        for ibtc in &mut env.ibtc {
+            ibtc.tag = INVALID_BRANCH_TAGS;
+        }
         let core = &mut env.core;
         core.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
         core.ibtc_mask = IBTC_ENTRIES as u64 - 1;
@@ -333,6 +345,7 @@ impl EnvBox {
         core.bit_mask16 = 15;
         core.bit_mask32 = 31;
         core.bit_mask64 = 63;
+        core.high_mask = 0xffff << 48;
         core.oszapc_mask = machine::state::rflags::OSZAPC;
         core.stop_page = NO_STOP;
         this
@@ -394,6 +407,13 @@ mod tests {
                     assert_ne!(invalid_tag(index).wrapping_add(last) >> 12, 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn invalid_branch_tags_match_no_target_through_their_entry() {
+        for index in 0..IBTC_ENTRIES {
+            assert_ne!(ibtc_index(invalid_branch_tag(index).wrapping_neg()), index);
         }
     }
 

@@ -1,8 +1,8 @@
 //! Where guest registers live while translated code runs.
 //!
-//! Ten of sixteen have the host register of the same name. RSP and RCX live elsewhere, since host RSP
-//! addresses the state block and host RCX is what JRCXZ tests. R10, R11, R14 and R15, the least used,
-//! live in the state block.
+//! Nine of sixteen have the host register of the same name. RSP and RCX live elsewhere, since host RSP
+//! addresses the state block and host RCX is what JRCXZ tests. R9, R10, R11, R14 and R15, which are used
+//! little, live in the state block.
 
 use super::asm::Host;
 use super::layout::disp;
@@ -12,6 +12,8 @@ use iced_x86::Register;
 pub(crate) const GUEST_RSP: Host = Host::R14;
 /// Home of guest RCX.
 pub(crate) const GUEST_RCX: Host = Host::R15;
+/// Steps left: in memory, every block would wait for the block before to store it.
+pub(crate) const BUDGET: Host = Host::R9;
 /// First scratch register: linear addresses and branch targets.
 pub(crate) const T0: Host = Host::R10;
 /// Second scratch register: TLB index, then addend.
@@ -31,6 +33,7 @@ pub(crate) fn home(number: usize) -> Home {
     match number {
         1 => Home::Register(GUEST_RCX),
         4 => Home::Register(GUEST_RSP),
+        9 => Home::Block(disp!(r9)),
         10 => Home::Block(disp!(r10)),
         11 => Home::Block(disp!(r11)),
         14 => Home::Block(disp!(r14)),

@@ -14,9 +14,21 @@ use std::sync::{Arc, Mutex};
 
 /// The content that pages had at a landmark.
 #[derive(Default)]
-struct Undo(Mutex<BTreeMap<Gfn, Box<PageBytes>>>);
+pub(super) struct Undo(Mutex<BTreeMap<Gfn, Box<PageBytes>>>);
 
 impl Undo {
+    /// Whether all these pages have this content now.
+    pub(super) fn is_content_of(&self, ram: &Ram) -> Result<bool, RamError> {
+        let mut now = [0; PAGE_BYTES as usize];
+        for (gfn, page) in &*self.pages() {
+            ram.read(gfn.base(), &mut now)?;
+            if now != **page {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn pages(&self) -> std::sync::MutexGuard<'_, BTreeMap<Gfn, Box<PageBytes>>> {
         self.0.lock().expect("no panic under the lock")
     }
@@ -83,6 +95,23 @@ impl Choices {
         settled
     }
 
+    /// What keeps old content for the newest choice.
+    pub(super) fn newest(&self) -> Option<Arc<dyn WriteObserver>> {
+        let newest = self.stack.back()?;
+        Some(newest.undo.clone())
+    }
+
+    /// Shows writes to another observer from here on, who passes them on to [`Choices::newest`].
+    pub(super) fn observe(
+        &mut self,
+        ram: &Ram,
+        vcpu: &mut impl ReplayVcpu,
+        observer: Option<Arc<dyn WriteObserver>>,
+    ) {
+        self.touched.extend(ram.begin_epoch(observer).iter());
+        vcpu.arm_write_tracking();
+    }
+
     /// Takes the newest choice and makes RAM what it was there. The caller loads the registers.
     pub(super) fn pop(
         &mut self,
@@ -98,12 +127,7 @@ impl Choices {
             vcpu.ram_written(gfn.base(), PAGE_BYTES);
         }
         self.kept_below -= self.stack.back().map_or(0, Choice::pages);
-        let below: Option<Arc<dyn WriteObserver>> = match self.stack.back() {
-            Some(choice) => Some(choice.undo.clone()),
-            None => None,
-        };
-        self.touched.extend(ram.begin_epoch(below).iter());
-        vcpu.arm_write_tracking();
+        self.observe(ram, vcpu, self.newest());
         vcpu.go_back();
         Ok(Some(choice))
     }

@@ -127,7 +127,7 @@ impl<V: ReplayVcpu> Run<'_, V> {
         }
         loop {
             let bound = self.bound();
-            let exit = match self.vcpu.run_to_arrival(arrival, Some(bound))? {
+            let exit = match self.run_watched(Some(arrival), bound)? {
                 // HLT has retired there: an I/O step, and landmarks lie before the next one.
                 Arrived::Here if self.is_halted()? => Exit::Halt,
                 Arrived::Here => return Ok(Candidate::Here),

@@ -1,6 +1,7 @@
 //! The events of an interval in order.
 
 use super::choice::{Choice, Choices};
+use super::vcpu::Arrived;
 use super::verify::end_state;
 use super::{Divergence, Interval, Limits, Outcome, ReplayError, ReplayVcpu, Report, SearchCounts};
 use machine::checkpoint::CheckpointSource;
@@ -268,8 +269,10 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             let expected = self.expected();
             return Err(self.diverged(expected, Observation::Halted));
         }
-        let exit = self.vcpu.run(Some(bound))?;
-        self.handle(exit)
+        match self.run_watched(None, bound)? {
+            Arrived::Exit(exit) => self.handle(exit),
+            Arrived::Here => unreachable!("no state was looked for"),
+        }
     }
 
     pub(super) fn handle(&mut self, exit: Exit) -> Way<Progress> {

@@ -3,6 +3,7 @@
 use super::difference::{Divergence, FirstDifference, Way, instruction_at};
 use super::lost;
 use crate::exec::{Engine, EngineOptions};
+use crate::instrument::Instruments;
 use crate::replay::register_differences as differences;
 use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
@@ -34,6 +35,13 @@ impl Window {
             calls: Vec::new(),
         }
     }
+}
+
+/// Instruments must not change where an engine comes to.
+fn all_instruments() -> Instruments {
+    Instruments::none()
+        .with_counts()
+        .with_memory_trace(Box::new(()))
 }
 
 /// Where another way came.
@@ -71,7 +79,10 @@ impl Ways {
                 one_instruction_blocks,
                 ..options.clone()
             };
-            let engine = Engine::new(ram.clone(), cpuid.clone(), options)?;
+            let mut engine = Engine::new(ram.clone(), cpuid.clone(), options)?;
+            if !one_instruction_blocks {
+                engine.set_instruments(all_instruments());
+            }
             let behind = Vec::new();
             Ok::<_, VcpuError>(Other {
                 engine,

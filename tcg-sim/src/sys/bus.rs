@@ -147,6 +147,19 @@ pub trait SysBus {
         write: bool,
     ) -> Result<Option<*mut u8>, Fault>;
 
+    /// Whether the last store or [`SysBus::host_run`], of `len` bytes at `va`, is to bytes of the
+    /// instruction at `cpu.rip`, `instruction_len` long, by whatever address.
+    fn hits_instruction(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        instruction_len: usize,
+    ) -> bool {
+        let behind = va.wrapping_sub(cpu.rip);
+        behind < instruction_len as u64 || behind.wrapping_neg() < len as u64
+    }
+
     /// The CPU model.
     fn cpuid(&self) -> &CpuidTable;
 

@@ -201,10 +201,24 @@ impl Context<'_> {
 
     /// The memory operand.
     pub(super) fn place(&self) -> Place {
+        self.place_behind(0)
+    }
+
+    /// The memory operand's part that starts so many bytes in: the offset in the segment is as wide
+    /// as any.
+    fn place_behind(&self, bytes: u64) -> Place {
         let segment = self.instr.memory_segment();
+        // Other prefixes than FS and GS have no effect in 64-bit mode: the base register decides.
+        let on_stack = matches!(
+            self.instr.memory_base(),
+            Register::RSP | Register::RBP | Register::ESP | Register::EBP
+        ) || self.is_compat() && segment == Register::SS;
         Place {
-            stack: segment == Register::SS,
-            va: self.narrowed(self.segment_base(segment).wrapping_add(self.offset())),
+            stack: on_stack && !matches!(segment, Register::FS | Register::GS),
+            va: self.narrowed(
+                self.segment_base(segment)
+                    .wrapping_add(self.offset().wrapping_add(bytes) & mask(self.address_size())),
+            ),
         }
     }
 
@@ -241,6 +255,13 @@ impl Context<'_> {
             .write(self.cpu, place.va, &bytes[..size], AccessKind::Data)
     }
 
+    /// A far pointer in memory: offset of `size` bytes, then selector.
+    pub(super) fn load_far_pointer(&mut self, size: usize) -> Result<(u64, u16), Fault> {
+        let offset = self.load(self.place(), size)?;
+        let selector = self.load(self.place_behind(size as u64), 2)?;
+        Ok((offset, selector as u16))
+    }
+
     /// Value of operand `index`: register, or memory of `memory_size` bytes.
     pub(super) fn read_operand(&mut self, index: u32, memory_size: usize) -> Result<u64, Fault> {
         match self.instr.op_kind(index) {
@@ -273,19 +294,16 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Reads `N` slots of `size` bytes from the stack at RSP + `skip`, lowest first.
-    pub(super) fn peek<const N: usize>(
-        &mut self,
-        skip: u64,
-        size: usize,
-    ) -> Result<[u64; N], Fault> {
-        let base = self.gpr(Gpr::Rsp).wrapping_add(skip);
-        let mut slots = [0; N];
-        for (index, slot) in slots.iter_mut().enumerate() {
-            let va = self.narrowed(base.wrapping_add((index * size) as u64));
-            *slot = self.load(Self::stack_place(va), size)?;
-        }
-        Ok(slots)
+    /// Reads the slot of `size` bytes at RSP + `skip`.
+    pub(super) fn peek(&mut self, skip: u64, size: usize) -> Result<u64, Fault> {
+        let va = self.narrowed(self.gpr(Gpr::Rsp).wrapping_add(skip));
+        self.load(Self::stack_place(va), size)
+    }
+
+    /// Reads the selector in the slot at RSP + `skip`: two bytes, however large the slot is (seen on
+    /// Intel family 6 model 207).
+    pub(super) fn peek_selector(&mut self, skip: u64) -> Result<u16, Fault> {
+        Ok(self.peek(skip, 2)? as u16)
     }
 
     /// Sets or clears one bit of RFLAGS.

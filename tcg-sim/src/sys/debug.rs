@@ -62,6 +62,24 @@ fn enabled(cpu: &CpuState) -> impl Iterator<Item = Breakpoint> + '_ {
     })
 }
 
+/// The 4 KiB pages of addresses that enabled breakpoints watch, and whether for execution. A data
+/// breakpoint lies in one page, since its address is aligned to its length.
+pub fn watched_pages(cpu: &CpuState) -> impl Iterator<Item = (u64, bool)> + '_ {
+    enabled(cpu)
+        .filter(|b| b.watch != Watch::Port)
+        .map(|b| (b.address & !0xfff, b.watch == Watch::Execute))
+}
+
+/// Whether an instruction breakpoint lies in the page of `rip`.
+pub fn watches_code(cpu: &CpuState, rip: u64) -> bool {
+    any_enabled(cpu) && watched_pages(cpu).any(|watched| watched == (rip & !0xfff, true))
+}
+
+/// Whether a data breakpoint lies in the page of `va`.
+pub fn watches_data(cpu: &CpuState, va: u64) -> bool {
+    any_enabled(cpu) && watched_pages(cpu).any(|watched| watched == (va & !0xfff, false))
+}
+
 /// The #DB fault of an instruction breakpoint at `cpu.rip`, before the instruction there.
 pub fn instruction_breakpoint(cpu: &CpuState, vendor: Vendor) -> Option<Fault> {
     let hidden = vendor == Vendor::Intel && cpu.shadow == Shadow::MovSs;

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::{Fault, Outcome, SysBus};
-use super::{control, far, flags, legacy, misc, msr, port, segment, string, syscall, tables};
+use super::{control, far, flags, legacy, misc, msr, near, port, segment, string, syscall, tables};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{CpuState, Shadow, rflags};
 
@@ -165,6 +165,7 @@ fn handler(instr: &Instruction) -> Option<(Handler, Flow)> {
         || instr.is_call_far();
     let segment_operand = instr.op0_register().is_segment_register();
     let row: (Handler, Flow) = match instr.mnemonic() {
+        _ if near::is_narrow(instr) => (near::transfer, Transfer),
         M::Mov => (mov_handler(instr)?, Sequential),
         M::Push if segment_operand => (segment::push, Sequential),
         M::Pop if segment_operand => (segment::pop, Sequential),
@@ -215,6 +216,7 @@ fn handler(instr: &Instruction) -> Option<(Handler, Flow)> {
         M::Invd | M::Wbinvd => (misc::invalidate_caches, Sequential),
         M::Clflush => (misc::clflush, Sequential),
         M::Enter => (misc::enter, Sequential),
+        M::Leave => (misc::leave, Sequential),
         M::Xlatb => (misc::xlat, Sequential),
         mnemonic if is_absent(mnemonic) => (misc::undefined, Sequential),
         _ => return None,

@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::deliver::push_frame;
 use super::descriptor::{self, Descriptor, Selector, system_type};
-use super::{Fault, Outcome};
+use super::{Fault, Outcome, Vendor};
 use crate::mmu::is_canonical;
 use iced_x86::{Code, OpKind};
 use machine::state::{Gpr, Seg, rflags};
@@ -61,20 +61,10 @@ fn far_pointer(ctx: &mut Context) -> Result<FarPointer, Fault> {
             size,
         });
     }
-    let place = ctx.place();
-    ctx.check(place, size + 2, size)?;
-    let mut bytes = [0; 10];
-    ctx.bus.read(
-        ctx.cpu,
-        place.va,
-        &mut bytes[..size + 2],
-        super::AccessKind::Data,
-    )?;
-    let mut offset = [0; 8];
-    offset[..size].copy_from_slice(&bytes[..size]);
+    let (offset, selector) = ctx.load_far_pointer(size)?;
     Ok(FarPointer {
-        selector: Selector(u16::from_le_bytes([bytes[size], bytes[size + 1]])),
-        offset: u64::from_le_bytes(offset),
+        selector: Selector(selector),
+        offset,
         size,
     })
 }
@@ -105,7 +95,8 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Mode)
 }
 
-/// Far CALL.
+/// Far CALL. CS is pushed before RIP, and both before the target is found not to be canonical: memory
+/// shows what came before the fault.
 pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -113,23 +104,13 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
         return call_gate(ctx, pointer.selector, descriptor);
     }
     let target = direct_target(ctx, &pointer, descriptor)?;
-    check_rip(&target)?;
     let size = pointer.size;
-    let rsp = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(2 * size as u64));
-    let place = Context::stack_place(rsp);
-    ctx.check(place, 2 * size, size)?;
-    let mut frame = [0; 16];
-    frame[..size].copy_from_slice(&ctx.next_rip().to_le_bytes()[..size]);
     let cs = u64::from(ctx.cpu.segs[Seg::Cs as usize].selector);
-    frame[size..2 * size].copy_from_slice(&cs.to_le_bytes()[..size]);
-    descriptor::mark(ctx.cpu, ctx.bus, target.selector, target.code, 1)?;
-    ctx.bus.write_slots(
-        ctx.cpu,
-        place.va,
-        &frame[..2 * size],
-        size,
-        super::AccessKind::Data,
-    )?;
+    let above = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(size as u64));
+    ctx.store(Context::stack_place(above), size, cs)?;
+    let rsp = ctx.narrowed(above.wrapping_sub(size as u64));
+    ctx.store(Context::stack_place(rsp), size, ctx.next_rip())?;
+    check_rip(&target)?;
     enter(ctx, &target)?;
     ctx.set_gpr(Gpr::Rsp, rsp);
     Ok(Outcome::Mode)
@@ -318,16 +299,18 @@ fn drop_inner_segments(ctx: &mut Context, cpl: u8) {
     }
 }
 
-/// Far RET.
+/// Far RET: reads CS before RIP.
 pub(super) fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = operand_size(ctx.instr.code());
     let extra = match ctx.instr.op_count() {
         0 => 0,
         _ => u64::from(ctx.instr.immediate16()),
     };
-    let [rip, cs] = ctx.peek::<2>(0, size)?;
-    let target = return_target(ctx, Selector(cs as u16), rip)?;
-    let released = 2 * size as u64 + extra;
+    let step = size as u64;
+    let cs = Selector(ctx.peek_selector(step)?);
+    let rip = ctx.peek(0, size)?;
+    let target = return_target(ctx, cs, rip)?;
+    let released = 2 * step + extra;
     if target.cpl == ctx.cpl() {
         check_rip(&target)?;
         enter(ctx, &target)?;
@@ -335,8 +318,8 @@ pub(super) fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
         ctx.set_stack_pointer(rsp);
         return Ok(Outcome::Mode);
     }
-    let [rsp, ss] = ctx.peek::<2>(released, size)?;
-    let ss = Selector(ss as u16);
+    let ss = Selector(ctx.peek_selector(released + step)?);
+    let rsp = ctx.peek(released, size)?;
     let ss_descriptor = descriptor::stack_descriptor(ctx.cpu, ctx.bus, ss, target.cpl)?;
     check_rip(&target)?;
     return_stack(ctx, &target, ss, ss_descriptor, rsp.wrapping_add(extra))?;
@@ -345,38 +328,47 @@ pub(super) fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
 
 /// IRETW, IRETD and IRETQ. In 64-bit mode all five slots are popped whatever the levels, in
 /// compatibility mode three on a return to the same level; blocking of NMIs is not modelled, since the
-/// machine has none.
+/// machine has none. Slots are read in the order of Intel's family 6 model 207: RFLAGS, CS, RIP, then,
+/// if the code segment will do, SS and RSP.
 pub(super) fn iret(ctx: &mut Context) -> Result<Outcome, Fault> {
     if ctx.cpu.rflags & rflags::NT != 0 {
         return Err(Fault::GP0);
     }
     let size = operand_size(ctx.instr.code());
-    let [rip, cs, flags] = ctx.peek::<3>(0, size)?;
-    let stack_at = 3 * size as u64;
-    let stack = match ctx.is_compat() {
-        false => Some(ctx.peek::<2>(stack_at, size)?),
-        true => None,
-    };
-    let target = return_target(ctx, Selector(cs as u16), rip)?;
+    let step = size as u64;
+    let flags = ctx.peek(2 * step, size)?;
+    let cs = Selector(ctx.peek_selector(step)?);
+    let rip = ctx.peek(0, size)?;
+    let target = return_target(ctx, cs, rip)?;
     let changeable = iret_flags(ctx, size);
     if ctx.is_compat() && target.cpl == ctx.cpl() {
         check_rip(&target)?;
-        let rsp = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_add(3 * size as u64));
+        let rsp = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_add(3 * step));
         enter(ctx, &target)?;
         ctx.set_stack_pointer(rsp);
         ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (flags & changeable);
         return Ok(Outcome::Mode);
     }
-    let [rsp, ss] = match stack {
-        Some(stack) => stack,
-        None => ctx.peek::<2>(stack_at, size)?,
-    };
-    let ss = Selector(ss as u16);
+    let (ss, rsp) = outer_stack(ctx, step, flags)?;
     let ss_descriptor = descriptor::stack_descriptor(ctx.cpu, ctx.bus, ss, target.cpl)?;
     check_rip(&target)?;
     return_stack(ctx, &target, ss, ss_descriptor, rsp)?;
     ctx.cpu.rflags = (ctx.cpu.rflags & !changeable) | (flags & changeable);
     Ok(Outcome::Mode)
+}
+
+/// The slots of SS and RSP. Intel reads them with the new RFLAGS.AC.
+fn outer_stack(ctx: &mut Context, step: u64, flags: u64) -> Result<(Selector, u64), Fault> {
+    let old = ctx.cpu.rflags;
+    if ctx.bus.vendor() == Vendor::Intel {
+        ctx.set_flag(rflags::AC, flags & rflags::AC != 0);
+    }
+    let size = step as usize;
+    let slots = ctx
+        .peek_selector(4 * step)
+        .and_then(|ss| Ok((Selector(ss), ctx.peek(3 * step, size)?)));
+    ctx.cpu.rflags = old;
+    slots
 }
 
 /// The RFLAGS bits that IRET may change at the old CPL (SDM vol. 2, IRET).

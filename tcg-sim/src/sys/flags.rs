@@ -27,7 +27,7 @@ pub(super) fn popf(ctx: &mut Context) -> Result<Outcome, Fault> {
     } else {
         ctx.word()
     };
-    let [image] = ctx.peek::<1>(0, size)?;
+    let image = ctx.peek(0, size)?;
     let mut changeable = (OSZAPC | TF | DF | NT | AC | ID) & mask(size);
     if ctx.cpl() == 0 {
         changeable |= IOPL;

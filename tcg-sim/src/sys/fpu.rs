@@ -74,8 +74,11 @@ pub fn classify(instr: &Instruction) -> FpuClass {
         | M::Prefetch
         | M::Crc32
         | M::Popcnt => return FpuClass::None,
-        // Converts from memory without touching the x87 state (SDM vol. 2, CVTPI2PD).
-        M::Cvtpi2pd if !has_register(instr, Register::is_mm) => return FpuClass::Sse,
+        // From memory they do not touch the x87 state (SDM vol. 2, CVTPI2PD; CVTPI2PS likewise on
+        // family 6 model 207).
+        M::Cvtpi2ps | M::Cvtpi2pd if !has_register(instr, Register::is_mm) => {
+            return FpuClass::Sse;
+        }
         M::Cvtpi2ps | M::Cvtpi2pd => return FpuClass::SseMmx,
         M::Fisttp => return FpuClass::X87,
         _ => {}

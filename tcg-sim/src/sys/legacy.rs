@@ -45,7 +45,10 @@ pub(super) fn push_all(ctx: &mut Context) -> Result<Outcome, Fault> {
 /// POPA, POPAD: the slot of the stack pointer is skipped.
 pub(super) fn pop_all(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = slot_size(ctx);
-    let slots = ctx.peek::<8>(0, size)?;
+    let mut slots = [0; 8];
+    for (index, slot) in slots.iter_mut().enumerate() {
+        *slot = ctx.peek((index * size) as u64, size)?;
+    }
     for (value, register) in slots.into_iter().zip(EIGHT.into_iter().rev()) {
         if register != Gpr::Rsp {
             let kept = if size == 2 {

@@ -1,6 +1,6 @@
-//! The rest: CPUID, RDTSC, RDPMC, HLT, cache control, ENTER, XLAT.
+//! The rest: CPUID, RDTSC, RDPMC, HLT, cache control, ENTER, 16-bit LEAVE, XLAT.
 
-use super::context::{Context, Place, check_canonical};
+use super::context::Context;
 use super::{AccessKind, Fault, Outcome};
 use iced_x86::{Code, Mnemonic};
 use machine::cpuid::CpuidTable;
@@ -96,8 +96,7 @@ pub(super) fn xlat(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-/// ENTER (SDM vol. 2). Pushes are collected and stored last; a copied frame pointer that overlaps
-/// the new frame is seen as stored.
+/// ENTER (SDM vol. 2). What is pushed before a fault stays in memory; registers change last.
 pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = if ctx.instr.code() == Code::Enterw_imm16_imm8 {
         2
@@ -108,34 +107,23 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     let (old_rsp, old_rbp) = (ctx.stack_pointer(), ctx.gpr(Gpr::Rbp));
     let step = size as u64;
     let frame_pointer = ctx.narrowed(old_rsp.wrapping_sub(step));
-    let mut block = Block::new(old_rsp, size);
-    block.push(old_rbp);
+    let mut rsp = frame_pointer;
+    ctx.store(Context::stack_place(rsp), size, old_rbp)?;
     for level in 1..levels {
-        let va = ctx.narrowed(old_rbp.wrapping_sub(step * level));
-        let stored = ctx.load(Context::stack_place(va), size)?;
-        let value = block.overlay(va, stored);
-        block.push(value);
+        let from = ctx.narrowed(old_rbp.wrapping_sub(step * level));
+        let value = ctx.load(Context::stack_place(from), size)?;
+        rsp = ctx.narrowed(rsp.wrapping_sub(step));
+        ctx.store(Context::stack_place(rsp), size, value)?;
     }
     if levels > 0 {
-        block.push(frame_pointer);
+        rsp = ctx.narrowed(rsp.wrapping_sub(step));
+        ctx.store(Context::stack_place(rsp), size, frame_pointer)?;
     }
-    let lowest = ctx.narrowed(block.lowest());
-    let rsp = ctx.narrowed(lowest.wrapping_sub(u64::from(ctx.instr.immediate16())));
-    let bytes = block.bytes();
-    let place = Context::stack_place(lowest);
-    ctx.check(place, bytes.len(), size)?;
+    rsp = ctx.narrowed(rsp.wrapping_sub(u64::from(ctx.instr.immediate16())));
     // The final stack pointer must be writable, though nothing is stored there.
-    check_canonical(
-        Place {
-            stack: true,
-            va: rsp,
-        },
-        size,
-    )?;
+    ctx.check(Context::stack_place(rsp), size, size)?;
     ctx.bus
         .prepare_write(ctx.cpu, rsp, size, AccessKind::Data)?;
-    ctx.bus
-        .write_slots(ctx.cpu, place.va, bytes, size, AccessKind::Data)?;
     // The 16-bit form replaces only BP.
     let rbp = if size == 2 {
         (old_rbp & !0xffff) | (frame_pointer & 0xffff)
@@ -147,50 +135,11 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-/// What ENTER pushes: at most 33 slots of 8 bytes, growing down from `top`.
-struct Block {
-    top: u64,
-    size: usize,
-    start: usize,
-    bytes: [u8; Self::CAPACITY],
-}
-
-impl Block {
-    const CAPACITY: usize = 33 * 8;
-
-    fn new(top: u64, size: usize) -> Self {
-        Self {
-            top,
-            size,
-            start: Self::CAPACITY,
-            bytes: [0; Self::CAPACITY],
-        }
-    }
-
-    fn push(&mut self, value: u64) {
-        self.start -= self.size;
-        let slot = &mut self.bytes[self.start..self.start + self.size];
-        slot.copy_from_slice(&value.to_le_bytes()[..self.size]);
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn lowest(&self) -> u64 {
-        self.top.wrapping_sub(self.bytes().len() as u64)
-    }
-
-    /// What a load of one slot at `va` gives after the pushes so far, if memory held `stored`.
-    fn overlay(&self, va: u64, stored: u64) -> u64 {
-        let mut value = stored.to_le_bytes();
-        for (index, byte) in value[..self.size].iter_mut().enumerate() {
-            let offset = va.wrapping_add(index as u64).wrapping_sub(self.lowest());
-            let pushed = usize::try_from(offset)
-                .ok()
-                .and_then(|o| self.bytes().get(o));
-            *byte = pushed.copied().unwrap_or(*byte);
-        }
-        u64::from_le_bytes(value)
-    }
+/// LEAVE with an operand-size prefix: the stack pointer is 64 bits wide all the same.
+pub(super) fn leave(ctx: &mut Context) -> Result<Outcome, Fault> {
+    let frame = ctx.gpr(Gpr::Rbp);
+    let value = ctx.load(Context::stack_place(frame), 2)?;
+    ctx.set_gpr(Gpr::Rsp, frame.wrapping_add(2));
+    ctx.set_register(iced_x86::Register::BP, value);
+    Ok(Outcome::Next)
 }

@@ -16,8 +16,9 @@
 //! - `Ok`: see [`Outcome`]. The instruction has retired unless the variant says otherwise; `cpu.rip`
 //!   is the next instruction, RF is clear (but for IRET), `cpu.shadow` is what holds at the
 //!   boundary after the instruction.
-//! - `Err`: nothing architectural has changed, except that a REP string instruction has completed
-//!   the iterations that RCX, RSI and RDI show. `cpu.rip` is the instruction, as a fault wants it.
+//! - `Err`: no register has changed, except that a REP string instruction has completed the iterations
+//!   that RCX, RSI and RDI show. Memory has changed where hardware stores before it faults (ENTER, far
+//!   CALL). `cpu.rip` is the instruction, as a fault wants it.
 //! - After SYSRET on AMD `cpu.rip` may be non-canonical; the fetch there is #GP(0).
 //! - Breakpoints are the dispatcher's, with [`debug`]: the bus sees every data access, and says no to
 //!   [`SysBus::host_run`] where it must see each element.
@@ -37,6 +38,7 @@ pub mod fpu;
 mod legacy;
 mod misc;
 pub mod msr;
+mod near;
 mod port;
 mod run;
 mod segment;
@@ -49,6 +51,7 @@ pub use deliver::deliver;
 pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};
 pub use fpu::fpu_fault;
+pub(crate) use string::compares_repeatedly;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

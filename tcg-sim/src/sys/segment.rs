@@ -3,7 +3,7 @@
 
 use super::context::{Context, seg_index};
 use super::descriptor::{self, Descriptor, Selector, system_type};
-use super::{AccessKind, Fault, Outcome, Vendor};
+use super::{Fault, Outcome, Vendor};
 use iced_x86::{Mnemonic, Register};
 use machine::state::{Gpr, Seg, Shadow, rflags};
 
@@ -47,8 +47,8 @@ pub(super) fn push(ctx: &mut Context) -> Result<Outcome, Fault> {
 pub(super) fn pop(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = stack_size(ctx);
     let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
-    let [image] = ctx.peek::<1>(0, size)?;
-    descriptor::load_segment(ctx.cpu, ctx.bus, register, Selector(image as u16))?;
+    let selector = Selector(ctx.peek_selector(0)?);
+    descriptor::load_segment(ctx.cpu, ctx.bus, register, selector)?;
     let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(size as u64);
     ctx.set_stack_pointer(rsp);
     if register == Seg::Ss {
@@ -75,16 +75,10 @@ pub(super) fn load_far_pointer(ctx: &mut Context) -> Result<Outcome, Fault> {
     };
     let target = ctx.instr.op0_register();
     let size = ctx.instr.memory_size().size() - 2;
-    let place = ctx.place();
-    ctx.check(place, size + 2, size)?;
-    let mut bytes = [0; 10];
-    ctx.bus
-        .read(ctx.cpu, place.va, &mut bytes[..size + 2], AccessKind::Data)?;
-    let mut offset = [0; 8];
-    offset[..size].copy_from_slice(&bytes[..size]);
-    let selector = Selector(u16::from_le_bytes([bytes[size], bytes[size + 1]]));
+    let (offset, selector) = ctx.load_far_pointer(size)?;
+    let selector = Selector(selector);
     descriptor::load_segment(ctx.cpu, ctx.bus, register, selector)?;
-    ctx.set_register(target, u64::from_le_bytes(offset));
+    ctx.set_register(target, offset);
     Ok(Outcome::Mode)
 }
 

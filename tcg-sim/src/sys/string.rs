@@ -5,7 +5,7 @@
 //! operands have inside one page.
 
 use super::context::{Context, Place, mask};
-use super::{Fault, Outcome, StringOperand, StringRun, run};
+use super::{Fault, Outcome, StringOperand, StringRun, Vendor, run};
 use crate::instrument::Direction;
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -58,9 +58,9 @@ impl Shape {
     }
 
     pub(super) fn source(&self, ctx: &Context) -> Place {
-        let stack = ctx.instr.memory_segment() == iced_x86::Register::SS;
         Place {
-            stack,
+            // An SS prefix has no effect in 64-bit mode.
+            stack: ctx.is_compat() && ctx.instr.memory_segment() == iced_x86::Register::SS,
             va: ctx.narrowed(self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi))),
         }
     }
@@ -102,6 +102,37 @@ impl Shape {
         self.set(ctx, Gpr::Rcx, left);
     }
 
+    /// Intel makes 32-bit registers of a repetition 64 bits wide before the first iteration, which may
+    /// fault or not be there: the counter, and of MOVS and STOS the pointers.
+    fn truncate(&self, ctx: &mut Context, kind: Kind) {
+        let registers: &[Gpr] = match kind {
+            Kind::Movs => &[Gpr::Rcx, Gpr::Rsi, Gpr::Rdi],
+            Kind::Stos => &[Gpr::Rcx, Gpr::Rdi],
+            _ => &[Gpr::Rcx],
+        };
+        for register in registers {
+            let value = self.pointer(ctx, *register);
+            ctx.set_gpr(*register, value);
+        }
+    }
+
+    /// Whether the element stored last lies over the instruction.
+    fn stored_over_itself(&self, ctx: &mut Context, kind: Kind) -> bool {
+        if !matches!(kind, Kind::Movs | Kind::Stos) {
+            return false;
+        }
+        let bytes = self.size as u64;
+        let behind = self.pointer(ctx, Gpr::Rdi);
+        let va = if self.backward {
+            behind.wrapping_add(bytes)
+        } else {
+            behind.wrapping_sub(bytes)
+        };
+        let length = ctx.instr.len();
+        ctx.bus
+            .hits_instruction(ctx.cpu, va & mask(self.address), self.size, length)
+    }
+
     /// Elements from `va` in the direction of travel whose bytes all lie in the page of `va`.
     fn elements_in_page(&self, va: u64) -> u64 {
         let (size, offset) = (self.size as u64, va & 0xfff);
@@ -125,6 +156,11 @@ impl Shape {
 /// Whether a REP, REPE or REPNE prefix repeats this string instruction.
 pub(super) fn is_repeated(instr: &Instruction) -> bool {
     instr.has_rep_prefix() || instr.has_repne_prefix()
+}
+
+/// Whether this is SCAS or CMPS with a REP prefix.
+pub(crate) fn compares_repeatedly(instr: &Instruction) -> bool {
+    is_string(instr) && is_repeated(instr) && matches!(kind_of(instr), Kind::Scas | Kind::Cmps)
 }
 
 fn kind_of(instr: &Instruction) -> Kind {
@@ -171,6 +207,9 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         element(ctx, kind, shape)?;
         return Ok(Outcome::Next);
     }
+    if shape.address == 4 && ctx.bus.vendor() == Vendor::Intel {
+        shape.truncate(ctx, kind);
+    }
     let mut done = 0;
     loop {
         let left = shape.counter(ctx);
@@ -181,7 +220,7 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
             return Ok(Outcome::RepPartial { done });
         }
         let budget = left.min(max - done);
-        let n = match chunk(ctx, kind, repeat, shape, budget)? {
+        let n = match chunk(ctx, kind, repeat, shape, budget) {
             0 => {
                 element(ctx, kind, shape)?;
                 ctx.bus.iterated(1, None);
@@ -191,6 +230,11 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         };
         shape.count_down(ctx, n);
         done += n;
+        // The instruction may be another one now: it is fetched anew, as hardware does.
+        let rewritten = n == 1 && shape.stored_over_itself(ctx, kind);
+        if rewritten && shape.counter(ctx) != 0 {
+            return Ok(Outcome::RepPartial { done });
+        }
         let equal = ctx.cpu.rflags & rflags::ZF != 0;
         match repeat {
             Repeat::WhileEqual if !equal => return Ok(Outcome::Next),
@@ -220,8 +264,16 @@ fn element(ctx: &mut Context, kind: Kind, shape: Shape) -> Result<(), Fault> {
             compare_flags(ctx, size, accumulator, value);
         }
         Kind::Cmps => {
+            // Which faults first is not architectural: Intel reads ES:RDI first.
+            let early = match ctx.bus.vendor() {
+                Vendor::Intel => Some(ctx.load(destination, size)?),
+                Vendor::Amd => None,
+            };
             let first = ctx.load(source, size)?;
-            let second = ctx.load(destination, size)?;
+            let second = match early {
+                Some(second) => second,
+                None => ctx.load(destination, size)?,
+            };
             compare_flags(ctx, size, first, second);
         }
     }
@@ -265,13 +317,9 @@ pub(super) fn compare_flags(ctx: &mut Context, size: usize, a: u64, b: u64) {
 }
 
 /// Up to `budget` iterations on host memory; returns how many were done, 0 where only the bus can.
-fn chunk(
-    ctx: &mut Context,
-    kind: Kind,
-    repeat: Repeat,
-    shape: Shape,
-    budget: u64,
-) -> Result<u64, Fault> {
+/// A chunk that faults does so in its first element, which the bus shall find out: the fault is then
+/// that of the element's access, not of the chunk's.
+fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u64) -> u64 {
     let uses_source = kind != Kind::Stos && kind != Kind::Scas;
     let uses_destination = kind != Kind::Lods;
     let (source, destination) = (shape.source(ctx).va, shape.destination(ctx).va);
@@ -280,34 +328,42 @@ fn chunk(
         if used {
             n = n.min(shape.elements_in_page(va));
             if !is_canonical(va) {
-                return Ok(0);
+                return 0;
             }
         }
     }
     // Misaligned elements may have to fault, and the last element of a page leaves no chunk.
     let alignment_checks = ctx.cpu.cr0 & cr0::AM != 0 && ctx.cpu.rflags & rflags::AC != 0;
     if n < 2 || alignment_checks {
-        return Ok(0);
+        return 0;
     }
     // Pointers wrap at 4 GiB (or 64 KiB) between pages only, so a chunk inside a page never wraps.
     let bytes = n as usize * shape.size;
     let mut from = None;
     if uses_source {
+        let lowest = shape.lowest(source, n);
         from = ctx
             .bus
-            .host_run(ctx.cpu, shape.lowest(source, n), bytes, false)?;
+            .host_run(ctx.cpu, lowest, bytes, false)
+            .ok()
+            .flatten();
         if from.is_none() {
-            return Ok(0);
+            return 0;
         }
     }
     let written = matches!(kind, Kind::Movs | Kind::Stos);
     let mut to = None;
     if uses_destination {
+        let lowest = shape.lowest(destination, n);
         to = ctx
             .bus
-            .host_run(ctx.cpu, shape.lowest(destination, n), bytes, written)?;
-        if to.is_none() {
-            return Ok(0);
+            .host_run(ctx.cpu, lowest, bytes, written)
+            .ok()
+            .flatten();
+        let length = ctx.instr.len();
+        let rewrites = written && ctx.bus.hits_instruction(ctx.cpu, lowest, bytes, length);
+        if to.is_none() || rewrites {
+            return 0;
         }
     }
     let elements = run::Elements {
@@ -335,7 +391,7 @@ fn chunk(
     };
     ctx.bus.iterated(done, Some(&run));
     step(ctx, kind, shape, done);
-    Ok(done)
+    done
 }
 
 /// Does the iterations of a chunk and returns their number: fewer where a comparison ends them.

@@ -1,7 +1,7 @@
 //! From planned instructions to bytes at an address.
 
-use super::super::forms::{Kind, instruction_allowed, kind};
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction};
+use super::super::forms::{Kind, instruction_allowed, is_vector_encoding, kind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction};
 
 /// Decoder options for the vendor of the recording host. AMD and Intel read a few encodings
 /// differently in 64-bit mode (near branches with an operand-size prefix, for example).
@@ -44,6 +44,8 @@ pub(super) struct Item {
     bytes: Vec<u8>,
     /// The bytes come from nowhere else.
     fixed: bool,
+    /// The item that a transfer to this one goes to instead.
+    pub(super) enter_at: Option<usize>,
 }
 
 /// Where instructions are encoded to learn their length: everything is in reach of it.
@@ -57,6 +59,7 @@ impl Item {
             reference: None,
             bytes: Vec::new(),
             fixed: false,
+            enter_at: None,
         };
         item.encode(TRIAL);
         item
@@ -72,8 +75,12 @@ impl Item {
 
     /// Bytes as they are, if a sequence may execute them and they do not branch.
     pub(super) fn raw(bytes: Vec<u8>) -> Option<Self> {
-        let decoded = decode(&bytes, TRIAL);
-        let length_fits = decoded.code() == Code::INVALID || decoded.len() == bytes.len();
+        let mut decoder = Decoder::with_ip(64, &bytes, TRIAL, decoder_options());
+        let decoded = decoder.decode();
+        // What needs more bytes would become whatever the following ones make of it.
+        let whole = decoder.last_error() != DecoderError::NoMoreBytes;
+        let length_fits =
+            whole && (decoded.code() == Code::INVALID || decoded.len() == bytes.len());
         let harmless = decoded.code() == Code::INVALID
             || matches!(kind(decoded.code()), Kind::Plain | Kind::Terminal);
         let item = Self {
@@ -82,8 +89,10 @@ impl Item {
             reference: None,
             bytes,
             fixed: true,
+            enter_at: None,
         };
-        (length_fits && harmless && item.is_allowed()).then_some(item)
+        let vector = is_vector_encoding(&item.bytes);
+        (length_fits && harmless && !vector && item.is_allowed()).then_some(item)
     }
 
     /// Bytes of a near branch, as they are.
@@ -95,6 +104,7 @@ impl Item {
             reference: None,
             bytes,
             fixed: true,
+            enter_at: None,
         })
     }
 
@@ -171,12 +181,22 @@ pub(super) fn assemble(items: &mut [Item], at: u64) -> Option<(Vec<u8>, Vec<usiz
         next += item.length();
     }
     starts.push(next);
+    let mut entries: Vec<usize> = items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| item.enter_at.unwrap_or(index))
+        .collect();
+    entries.push(items.len());
     let mut code = Vec::with_capacity(next);
     let mut inside = Vec::new();
     for (index, item) in items.iter_mut().enumerate() {
         let length = item.length();
         if let Some(reference) = item.reference {
-            let target = starts[reference.index.min(starts.len() - 1)] as u64 + reference.delta;
+            let mut index = reference.index.min(starts.len() - 1);
+            if reference.place != Place::Memory {
+                index = entries[index];
+            }
+            let target = starts[index] as u64 + reference.delta;
             set_reference(&mut item.instruction, reference.place, at + target);
             if reference.delta > 0 && reference.place != Place::Memory {
                 inside.push(target as usize);

@@ -101,7 +101,10 @@ impl Generator {
         let mask = 1i32 << self.rng.below(4);
         let xor_in = Instruction::with2(Code::Sub_rm32_imm8, memory, 1).expect("SUB encodes");
         let test = Instruction::with2(Code::Test_rm32_imm32, memory, mask).expect("TEST encodes");
+        // What jumps behind the counting must count all the same.
+        let first = self.items.len();
         self.push(Item::new(xor_in, &[]));
+        self.guarded = Some((first, first + 3 + guarded));
         self.push(Item::new(test, &[]));
         let index = self.items.len() + 1 + guarded;
         let mut skip = Instruction::default();
@@ -219,7 +222,10 @@ impl Generator {
             } else {
                 0
             };
-            let flags = (self.rng.bits() as i32 & 0x24_0cd5) | 0x202;
+            let mut flags = (self.rng.bits() as i32 & 0x24_0cd5) | 0x202;
+            if !self.rng.percent(5) {
+                flags &= !(1 << 18);
+            }
             self.push_value(pointer);
             self.push_value(flags);
         }

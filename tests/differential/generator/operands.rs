@@ -215,13 +215,27 @@ impl Generator {
             return DATA.base + offset;
         }
         if let Some(last) = self.last_target.filter(|_| self.rng.percent(15)) {
-            return last;
+            let bytes = size.size().next_power_of_two() as u64;
+            return if last % 64 + bytes > 64 && self.rng.percent(90) {
+                last & !(bytes - 1)
+            } else {
+                last
+            };
         }
         let alignment = match to.mnemonic() {
             M::Fxsave | M::Fxsave64 => 16,
             _ => size.size() as u64,
         };
-        let target = values::address(&mut self.rng, alignment);
+        let mut target = values::address(&mut self.rng, alignment);
+        let op = to.code().op_code();
+        let locks = op.can_use_lock_prefix() || to.mnemonic() == M::Xchg;
+        let bytes = size.size() as u64;
+        if locks && bytes.is_power_of_two() && target % 64 + bytes > 64 {
+            // The kernel makes whoever locks two cache lines at once sleep for 10 ms.
+            if !self.rng.per_mille(10) {
+                target &= !(bytes - 1);
+            }
+        }
         self.last_target = Some(target);
         target
     }

@@ -16,7 +16,8 @@ impl Generator {
         }
         bytes.resize(old.length(), 0x90);
         let behind = self.rng.percent(30);
-        let stores = bytes.len().div_ceil(4).max(1);
+        // Four bytes at a time; a rest of three takes two stores.
+        let stores = bytes.len().div_ceil(4).max(1) + usize::from(bytes.len() % 4 == 3);
         let gap = if behind || self.rng.percent(50) {
             0
         } else {
@@ -39,7 +40,6 @@ impl Generator {
             let item = self.movable().unwrap_or_else(nop);
             self.push(item);
         }
-        // Stores of 3 bytes are two items; what follows them is then not the victim, which is fine.
         self.push(old);
     }
 
@@ -61,7 +61,10 @@ impl Generator {
     fn store(&mut self, index: usize, delta: u64, bytes: &[u8]) {
         let (code, value) = match bytes {
             [a, b, c, d] => (Code::Mov_rm32_imm32, i32::from_le_bytes([*a, *b, *c, *d])),
-            // Of 3 bytes the third stays as it was.
+            [first, rest @ ..] if rest.len() == 2 => {
+                self.store(index, delta, &[*first]);
+                return self.store(index, delta + 1, rest);
+            }
             [a, b, ..] => (
                 Code::Mov_rm16_imm16,
                 i32::from(u16::from_le_bytes([*a, *b])),

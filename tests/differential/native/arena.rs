@@ -59,7 +59,7 @@ impl RawOutcome {
         let vector = context[20] as u8;
         let end = match self.signal as i32 {
             libc::SIGSYS => End::Syscall,
-            super::runtime::TICK_SIGNAL => End::Endless,
+            super::runtime::TICK_SIGNAL | super::runtime::SLOW_TICK_SIGNAL => End::Endless,
             _ => End::Exception {
                 vector,
                 error: if has_error_code(vector) {

@@ -15,7 +15,7 @@ mod runtime;
 use super::layout::{self, CODE, CONSTANT, DATA, IMAGE_BYTES, STACK, WRAP};
 use super::registers::{Outcome, Registers};
 use arena::{Header, SLOTS_OFFSET, Slot};
-use runtime::{RUNTIME_BYTES, TICK_SIGNAL};
+use runtime::{RUNTIME_BYTES, SLOW_TICK_SIGNAL, TICK_SIGNAL};
 use std::io::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ const SIGNAL_STACK_BASE: u64 = RUNTIME_BASE + 0x10_0000;
 const SIGNAL_STACK_BYTES: usize = 0x1_0000;
 /// Processor time between ticks; a sequence is ended by the second tick it sees.
 const TICK_MICROSECONDS: i64 = 4_000;
+/// Time by the clock on the wall between slow ticks.
+const SLOW_TICK_MICROSECONDS: i64 = 700_000;
 /// One above the highest address a process can map.
 const TASK_END: u64 = 0x7fff_ffff_f000;
 /// Wall-clock time for a batch after which the executing process counts as lost.
@@ -80,6 +82,8 @@ pub struct NativeCpu {
     slots: usize,
     /// The executing process owns the arena.
     running: bool,
+    /// The host CPU that the executing process stays on.
+    host_cpu: u32,
 }
 
 impl NativeCpu {
@@ -89,6 +93,14 @@ impl NativeCpu {
     /// # Errors
     /// [`NativeError::Setup`].
     pub fn new(slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
+        Self::on_cpu(current_cpu(), slots, constant)
+    }
+
+    /// As [`Self::new`], on the CPU of this number.
+    ///
+    /// # Errors
+    /// [`NativeError::Setup`].
+    pub fn on_cpu(host_cpu: u32, slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
         let arena_bytes = SLOTS_OFFSET + slots * size_of::<Slot>();
         // SAFETY: a new shared anonymous mapping at a place the kernel chooses.
         let arena = unsafe {
@@ -111,6 +123,7 @@ impl NativeCpu {
                 arena: arena.cast(),
                 arena_bytes,
                 constant,
+                host_cpu,
             }
             .run();
         }
@@ -120,11 +133,17 @@ impl NativeCpu {
             arena_bytes,
             slots,
             running: false,
+            host_cpu,
         };
         if child < 0 {
             return Err(failed("fork"));
         }
         Ok(cpu)
+    }
+
+    /// What selector 0x78 has for a limit on the host CPU used: the number of CPU and node.
+    pub fn cpu_number(&self) -> u32 {
+        self.host_cpu
     }
 
     /// Sequences per batch.
@@ -251,6 +270,13 @@ impl Drop for NativeCpu {
     }
 }
 
+/// Number of the CPU this runs on.
+fn current_cpu() -> u32 {
+    // SAFETY: takes no arguments.
+    let cpu = unsafe { libc::sched_getcpu() };
+    u32::try_from(cpu).unwrap_or(0)
+}
+
 fn futex(word: &AtomicU32, operation: i32, value: u32, timeout: Option<Duration>) {
     let timeout = timeout.map(|t| libc::timespec {
         tv_sec: t.as_secs() as i64,
@@ -276,16 +302,22 @@ struct Child<'a> {
     arena: *mut u8,
     arena_bytes: usize,
     constant: &'a [u8; 4096],
+    host_cpu: u32,
 }
 
 impl Child<'_> {
-    /// Never returns. Set-up errors end the process with status 1 to 9.
+    /// Never returns. Set-up errors end the process with status 1 to 10.
     fn run(&self) -> ! {
         // SAFETY: this process has one thread; everything here is a raw system call or a copy into
         // memory mapped a line before. The jump at the end goes to the runtime, which needs nothing
         // that was mapped before it.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // LSL shows the number of the CPU.
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(self.host_cpu as usize, &mut set);
+            let pinned = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+            check(pinned == 0, 10);
             self.map_all();
             self.write_unmap_table();
             install_handlers();
@@ -409,14 +441,6 @@ unsafe fn install_handlers() {
         in_runtime(&raw const runtime::simuboost_runtime_restorer),
         0,
     ];
-    let tick = libc::timeval {
-        tv_sec: 0,
-        tv_usec: TICK_MICROSECONDS,
-    };
-    let timer = libc::itimerval {
-        it_interval: tick,
-        it_value: tick,
-    };
     let no_signals = 0u64;
     // SAFETY: all pointers are to locals that outlive the calls.
     unsafe {
@@ -429,6 +453,7 @@ unsafe fn install_handlers() {
             libc::SIGTRAP,
             libc::SIGSYS,
             TICK_SIGNAL,
+            SLOW_TICK_SIGNAL,
         ] {
             let done = libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0u64, 8);
             check(done == 0, 8);
@@ -440,10 +465,17 @@ unsafe fn install_handlers() {
             0u64,
             8,
         );
-        check(
-            libc::setitimer(libc::ITIMER_VIRTUAL, &timer, std::ptr::null_mut()) == 0,
-            9,
-        );
+        for (clock, tv_usec) in [
+            (libc::ITIMER_VIRTUAL, TICK_MICROSECONDS),
+            (libc::ITIMER_REAL, SLOW_TICK_MICROSECONDS),
+        ] {
+            let tick = libc::timeval { tv_sec: 0, tv_usec };
+            let timer = libc::itimerval {
+                it_interval: tick,
+                it_value: tick,
+            };
+            check(libc::setitimer(clock, &timer, std::ptr::null_mut()) == 0, 9);
+        }
     }
 }
 

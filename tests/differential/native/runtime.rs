@@ -17,6 +17,9 @@ pub(super) const RUNTIME_BYTES: usize = 3 * 4096;
 
 /// Signal number of the tick that ends sequences which do not end by themselves.
 pub(super) const TICK_SIGNAL: i32 = libc::SIGVTALRM;
+/// The same by the clock on the wall, for sequences that the kernel keeps waiting: it takes an #AC with
+/// RFLAGS.AC clear for a locked access across cache lines and lets the instruction try again for ever.
+pub(super) const SLOW_TICK_SIGNAL: i32 = libc::SIGALRM;
 
 global_asm!(
     r#"
@@ -129,8 +132,11 @@ simuboost_runtime_handler:
     mov rax, [rdx + 168]
     lea rcx, [rip + simuboost_runtime]
     sub rax, rcx
+    cmp edi, {SLOW_TICK_SIGNAL}
+    je 63f
     cmp edi, {TICK_SIGNAL}
     jne 61f
+63:
     // A tick inside the runtime means nothing; one that sees the same sequence twice ends it.
     cmp rax, {RUNTIME_BYTES}
     jb 60f
@@ -208,6 +214,7 @@ simuboost_runtime_unmap:
     "#,
     RUNTIME_BYTES = const RUNTIME_BYTES,
     TICK_SIGNAL = const TICK_SIGNAL,
+    SLOW_TICK_SIGNAL = const SLOW_TICK_SIGNAL,
     ARENA = const arena::BASE,
     REQUEST = const offset_of!(arena::Header, request),
     DONE = const offset_of!(arena::Header, done),

@@ -84,7 +84,9 @@ impl Translator<'_> {
             return;
         }
         let (tag, host) = ibtc_disp(self.class);
-        self.asm.pext(T1, T0, Mem::env(disp!(ibtc_mask)));
+        self.asm.shrx(T1, T0, Host::RSP);
+        self.asm.lea(T1, Mem::sum(T1, T0, 0));
+        self.asm.pext(T1, T1, Mem::env(disp!(ibtc_mask)));
         self.asm.load(Host::RCX, Mem::table(tag, T1));
         self.asm.lea(Host::RCX, Mem::sum(Host::RCX, T0, 0));
         let hit = self.asm.jrcxz();
@@ -116,6 +118,7 @@ impl Translator<'_> {
                 read: true,
                 write: false,
                 alignment: 0,
+                parts: false,
                 stack,
             };
             self.check(address, access);

@@ -1,7 +1,9 @@
 //! Which part of the translator deals with an instruction.
 
 use super::special::address_bytes;
+use super::string;
 use crate::jit::mode::Mode;
+use crate::sys::Vendor;
 use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
@@ -23,6 +25,8 @@ pub(super) enum Class {
         ends: bool,
     },
     Lea,
+    /// MOVS, STOS, LODS that may run natively.
+    String,
     BitString,
     MaskedMove,
     /// CLD, STD, CLI.
@@ -59,8 +63,8 @@ const EXECUTE: Class = Class::Execute { ends: false };
 const EXECUTE_LAST: Class = Class::Execute { ends: true };
 
 /// Decides how to translate.
-pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
-    if is_undefined(instruction)
+pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Vendor) -> Class {
+    if is_undefined(instruction, vendor)
         || mode.is_compat() && !is_done_in_compat(instruction, mode)
         || odd_segment(instruction, mode).is_some()
     {
@@ -68,6 +72,9 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode) -> Class {
     }
     if let Some(class) = by_mnemonic(instruction, mode) {
         return class;
+    }
+    if string::shape(instruction).is_some() {
+        return Class::String;
     }
     if touches_segments(instruction)
         || instruction.is_privileged()
@@ -95,7 +102,10 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         | M::Prefetcht1
         | M::Prefetcht2
         | M::Prefetchw
-        | M::Prefetchwt1 => Class::Nothing,
+        | M::Prefetchwt1
+        | M::Cldemote
+        | M::Rdsspd
+        | M::Rdsspq => Class::Nothing,
         M::Lea => Class::Lea,
         M::Bt | M::Btc | M::Btr | M::Bts
             if instruction.op0_kind() == OpKind::Memory
@@ -199,9 +209,9 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         | M::Fsave
         | M::Frstor
         | M::Fninit
+        | M::Fnclex
+        | M::Fclex
         | M::Finit
-        | M::Rdsspd
-        | M::Rdsspq
         | M::Monitor
         | M::Mwait
         | M::Cli
@@ -339,8 +349,27 @@ fn is_memory(kind: OpKind) -> bool {
 }
 
 /// Whether the guest gets #UD whatever its privilege.
-pub(crate) fn is_undefined(instruction: &Instruction) -> bool {
-    instruction.is_invalid() || !executes_natively_or_is_ours(instruction)
+pub(crate) fn is_undefined(instruction: &Instruction, vendor: Vendor) -> bool {
+    instruction.is_invalid()
+        || !executes_natively_or_is_ours(instruction)
+        || is_shadow_stack(instruction)
+        || vendor == Vendor::Amd && is_prefetch_of_register(instruction)
+}
+
+/// CET instructions but those that are NOPs where CET is off, as here.
+fn is_shadow_stack(instruction: &Instruction) -> bool {
+    let reads = matches!(instruction.mnemonic(), Mnemonic::Rdsspd | Mnemonic::Rdsspq);
+    !reads && instruction.cpuid_features().contains(&CpuidFeature::CET_SS)
+}
+
+/// 0F 0D with a register operand: #UD on AMD, a NOP on Intel.
+fn is_prefetch_of_register(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.code(),
+        Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D
+    ) && instruction.op0_kind() == OpKind::Register
 }
 
 /// Whether the host may execute the instruction for the guest or Rust knows it. Everything that a
@@ -401,6 +430,7 @@ fn executes_natively_or_is_ours(instruction: &Instruction) -> bool {
                 | F::CLFSH
                 | F::CLFLUSHOPT
                 | F::CLWB
+                | F::CLDEMOTE
                 | F::MULTIBYTENOP
                 | F::PAUSE
                 | F::PREFETCHW
@@ -418,10 +448,6 @@ fn executes_natively_or_is_ours(instruction: &Instruction) -> bool {
                 | F::UDBG
                 | F::SMAP
                 | F::MONITOR
-                | F::XSAVE
-                | F::HLE_or_RTM
-                | F::INVPCID
-                | F::FSGSBASE
         )
     }) && !is_3dnow(instruction)
 }

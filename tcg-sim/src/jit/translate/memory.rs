@@ -2,7 +2,7 @@
 
 use super::special::{address_bytes, is_narrow, segment_base};
 use super::{Tail, Translator};
-use crate::jit::asm::{Host, Mem};
+use crate::jit::asm::{Host, Mem, Patch};
 use crate::jit::block::MemoryAccess;
 use crate::jit::layout::{disp, slot_disp, slot_mask_disp, tlb_disp};
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
@@ -165,9 +165,7 @@ impl Translator<'_> {
 
     fn emit_check(&mut self, address: Address, access: MemoryAccess) {
         if self.one_step {
-            let from = self.asm.jmp();
-            self.slow_memory(from, address, access);
-            return;
+            return self.emit_check_in_rust(address, access);
         }
         // Sixteen unaligned bytes are common on the stack, and the slot takes aligned accesses only.
         let aligned = access.bytes <= 8 || access.alignment != 0;
@@ -177,6 +175,17 @@ impl Translator<'_> {
             Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
             _ => self.check_table(address, access),
         }
+    }
+
+    /// As [`Self::check`], always on the slow path.
+    pub(super) fn check_in_rust(&mut self, address: Address, access: MemoryAccess) {
+        self.emit_check_in_rust(address, access);
+        self.note_access(address, access);
+    }
+
+    fn emit_check_in_rust(&mut self, address: Address, access: MemoryAccess) {
+        let from = self.asm.jmp();
+        self.slow_memory(from, address, access);
     }
 
     fn check_slot(&mut self, address: Address, access: MemoryAccess, mask: i32) {
@@ -189,10 +198,24 @@ impl Translator<'_> {
         let from = self.asm.jmp();
         self.asm.bind_short(hit);
         self.asm.load(T1, Mem::env(addend));
-        self.slow_memory(from, address, access);
+        let direct = self.host_here();
+        let site = self.memory_site(access, direct);
+        self.tails.push(Tail::Slot {
+            from,
+            address,
+            access,
+            direct,
+            site,
+        });
     }
 
     fn check_table(&mut self, address: Address, access: MemoryAccess) {
+        let from = self.look_up(address, access);
+        self.slow_memory(from, address, access);
+    }
+
+    /// Gets the addend from the table; returns the jump for the case that it is not there.
+    pub(super) fn look_up(&mut self, address: Address, access: MemoryAccess) -> Patch {
         let (read_tag, write_tag, addend) = tlb_disp(self.class);
         let tag = if access.write { write_tag } else { read_tag };
         self.asm
@@ -206,15 +229,10 @@ impl Translator<'_> {
         let from = self.asm.jmp();
         self.asm.bind_short(hit);
         self.asm.load(T1, Mem::table(addend, T1));
-        self.slow_memory(from, address, access);
+        from
     }
 
-    fn slow_memory(
-        &mut self,
-        from: crate::jit::asm::Patch,
-        address: Address,
-        access: MemoryAccess,
-    ) {
+    fn slow_memory(&mut self, from: Patch, address: Address, access: MemoryAccess) {
         let direct = self.host_here();
         let site = self.memory_site(access, direct);
         self.tails.push(Tail::Memory {

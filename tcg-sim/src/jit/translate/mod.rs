@@ -8,27 +8,35 @@
 mod arrive;
 mod branch;
 mod classify;
+mod length;
 mod memory;
 mod native;
 mod probe;
 mod special;
 mod stack;
+mod string;
 
 use super::asm::{Asm, Host, Mem, Patch};
 use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
-use super::regs::T0;
+use super::regs::{BUDGET, T0};
+use crate::exec::HostCpu;
 use classify::{Class, classify};
 pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
 };
+use memory::Address;
+pub(crate) use special::is_narrow;
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
 /// Host bytes that one superblock may need at most, generously.
 pub(crate) const MAX_HOST_BYTES: usize = MAX_INSNS * 512;
+
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
 
 /// What to translate.
 pub(crate) struct Request<'a> {
@@ -46,6 +54,7 @@ pub(crate) struct Request<'a> {
     /// Page offset at which the state that is looked for may be met: blocks end before it.
     pub(crate) stop: Option<u16>,
     pub(crate) decoder_options: u32,
+    pub(crate) cpu: HostCpu,
     /// Number of the first counter that the block may use.
     pub(crate) first_slot: u32,
 }
@@ -55,6 +64,7 @@ pub(crate) struct Translation {
     pub(crate) code: Vec<u8>,
     pub(crate) sites: Vec<Site>,
     pub(crate) insns: Vec<Insn>,
+    pub(crate) far: u64,
     pub(crate) near: u64,
     pub(crate) chunks: u64,
     pub(crate) facts: Option<Box<Instrumented>>,
@@ -82,6 +92,14 @@ enum Tail {
     Memory {
         from: Patch,
         address: Host,
+        site: u32,
+    },
+    /// The stack slot does not fit: the table may.
+    Slot {
+        from: Patch,
+        address: Address,
+        access: MemoryAccess,
+        direct: u64,
         site: u32,
     },
     /// Leaves with a site.
@@ -141,7 +159,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         notes: probe::Notes::new(request.key.instruments, request.first_slot),
         request,
     };
-    let near = translator.emit(&decoded);
+    let (far, near) = translator.emit(&decoded);
     let chunks = translator
         .insns
         .iter()
@@ -150,6 +168,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         code: translator.asm.bytes,
         sites: translator.sites,
         insns: translator.insns,
+        far,
         near,
         chunks,
         facts: translator.notes.finish(),
@@ -185,16 +204,21 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
             break;
         }
         let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes {
-            let available = request.bytes.len() - start;
-            match (decoded.is_empty(), available) {
-                (true, 15..) => return Err(NoTranslation::TooLong),
-                (true, _) => return Err(NoTranslation::NeedsNextPage),
+        if instruction.is_invalid() {
+            let bytes = &request.bytes[start..];
+            let refused = if bitness == 64 {
+                refuse(bytes)
+            } else {
+                refuse_in_compat(bytes, decoder.last_error())
+            };
+            match refused {
+                None => {}
+                Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
-                (false, _) => break,
+                Some(_) => break,
             }
         }
-        let class = classify(&instruction, request.key.mode);
+        let class = classify(&instruction, request.key.mode, request.cpu.vendor);
         decoded.push((instruction, class));
         let page_ends = u64::from(request.key.offset) + decoder.position() as u64 >= 4096;
         let loops = class == Class::Condition && instruction.near_branch64() <= instruction.ip();
@@ -205,9 +229,34 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
     Ok(decoded)
 }
 
+/// Why bytes that are no instruction do not even raise #UD.
+fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
+    // How far the processor reads before it knows.
+    let length = length::length(bytes).unwrap_or(usize::MAX);
+    if bytes.len() < length.min(LONGEST) {
+        Some(NoTranslation::NeedsNextPage)
+    } else if length > LONGEST {
+        Some(NoTranslation::TooLong)
+    } else {
+        None
+    }
+}
+
+/// The same in compatibility mode, as far as the decoder tells.
+fn refuse_in_compat(bytes: &[u8], error: DecoderError) -> Option<NoTranslation> {
+    let reason = if bytes.len() < LONGEST {
+        NoTranslation::NeedsNextPage
+    } else {
+        NoTranslation::TooLong
+    };
+    (error == DecoderError::NoMoreBytes).then_some(reason)
+}
+
 impl Translator<'_> {
-    /// Emits everything; returns the host address of the near entry.
-    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> u64 {
+    /// Emits everything; returns the host addresses of the far and the near entry.
+    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> (u64, u64) {
+        let mut over_budget = self.emit_over_budget();
+        let far = self.host_here();
         self.asm
             .lea(T0, Mem::base(T0, -i32::from(self.request.key.offset)));
         self.asm.store(Mem::env(disp!(page_base)), T0);
@@ -216,8 +265,12 @@ impl Translator<'_> {
         if !self.one_step {
             if self.request.stop == Some(self.request.key.offset) {
                 self.emit_stop_check();
+                // The first one is too far for a short jump.
+                let over = self.asm.jmp_short();
+                over_budget = self.emit_over_budget();
+                self.asm.bind_short(over);
             }
-            self.emit_budget_check();
+            self.emit_budget_check(over_budget);
         }
         self.note_entry();
         let mut flow = Flow::Next;
@@ -236,27 +289,31 @@ impl Translator<'_> {
             self.emit_goto(self.next_offset, false);
         }
         self.emit_tails();
-        near
+        (far, near)
     }
 
     fn host_here(&self) -> u64 {
         self.request.host + self.asm.offset() as u64
     }
 
-    /// Takes the block's steps from the budget, or leaves if there are not enough.
-    fn emit_budget_check(&mut self) {
-        let budget = Mem::env(disp!(budget));
-        self.asm.load(Host::RCX, budget);
+    /// Leaves because the budget does not suffice; returns where.
+    fn emit_over_budget(&mut self) -> usize {
+        let at = self.asm.offset();
+        if !self.one_step {
+            let site = self.new_site(SiteKind::Budget);
+            self.leave_with(site);
+        }
+        at
+    }
+
+    /// Takes the block's steps from the budget, or goes back to `over_budget` if it has not enough.
+    fn emit_budget_check(&mut self, over_budget: usize) {
         self.asm
-            .lea(Host::RCX, Mem::base(Host::RCX, -(self.total as i32)));
-        self.asm.store(budget, Host::RCX);
-        // The high half is zero iff 0 <= budget < 2^32; the runtime hands out less than that.
-        self.asm.load32(Host::RCX, Mem::env(disp!(budget) + 4));
-        let enough = self.asm.jrcxz();
-        let from = self.asm.jmp();
-        let site = self.new_site(SiteKind::Budget);
-        self.tails.push(Tail::Leave { from, site });
-        self.asm.bind_short(enough);
+            .lea(BUDGET, Mem::base(BUDGET, -(self.total as i32)));
+        // The high half is 0, since the runtime hands out less than 2^32, or -1 below zero.
+        self.asm.rorx(Host::RCX, BUDGET, 32);
+        self.asm.lea32(Host::RCX, Mem::base(Host::RCX, 1));
+        self.asm.jecxz_back(over_budget);
     }
 
     fn new_site(&mut self, kind: SiteKind) -> u32 {
@@ -275,6 +332,7 @@ impl Translator<'_> {
             Class::X87 => self.x87(instruction),
             Class::Execute { ends } => self.execute(instruction, ends),
             Class::Lea => self.lea(instruction),
+            Class::String => self.string(instruction),
             Class::BitString => self.bit_string(instruction),
             Class::MaskedMove => self.masked_move(instruction),
             Class::Flag => self.flag(instruction),
@@ -334,6 +392,20 @@ impl Translator<'_> {
                     self.asm.mov(T0, address);
                     self.leave_with(site);
                 }
+                Tail::Slot {
+                    from,
+                    address,
+                    access,
+                    direct,
+                    site,
+                } => {
+                    self.asm.bind(from);
+                    let miss = self.look_up(address, access);
+                    self.asm.jmp_to(direct);
+                    self.asm.bind(miss);
+                    self.asm.mov(T0, address.register);
+                    self.leave_with(site);
+                }
                 Tail::Leave { from, site } => {
                     self.asm.bind(from);
                     self.leave_with(site);
@@ -361,10 +433,7 @@ impl Translator<'_> {
     fn refund(&mut self, index: u16) {
         let unused = self.total as i32 - 1 - i32::from(index);
         if unused != 0 && !self.one_step {
-            let budget = Mem::env(disp!(budget));
-            self.asm.load(Host::RCX, budget);
-            self.asm.lea(Host::RCX, Mem::base(Host::RCX, unused));
-            self.asm.store(budget, Host::RCX);
+            self.asm.lea(BUDGET, Mem::base(BUDGET, unused));
         }
     }
 

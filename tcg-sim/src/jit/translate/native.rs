@@ -1,6 +1,7 @@
 //! Instructions that the host executes for the guest, with registers renamed.
 
 use super::memory::Address;
+use super::special::is_narrow;
 use super::{Flow, Translator};
 use crate::jit::asm::{Host, Mem};
 use crate::jit::block::MemoryAccess;
@@ -66,7 +67,12 @@ impl Translator<'_> {
             (0..instruction.op_count()).find(|op| instruction.op_kind(*op) == OpKind::Memory);
         let address = memory_op.map(|op| {
             let address = self.linear_address(instruction);
-            self.check(address, memory_access(instruction, access[op as usize]));
+            let access = memory_access(instruction, access[op as usize]);
+            if access.parts && is_narrow(instruction) && !self.compat {
+                self.check_in_rust(address, access);
+            } else {
+                self.check(address, access);
+            }
             address
         });
         self.operate(instruction, &access, address);
@@ -130,7 +136,7 @@ fn plan_implicit_rcx(instruction: &Instruction, plan: &mut Plan) {
         (0..op_code.op_count()).any(|op| op_code.op_kind(op) == OpCodeOperandKind::cl);
     let (load, store) = match instruction.mnemonic() {
         Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => (true, false),
-        Mnemonic::Pcmpestri | Mnemonic::Pcmpistri => (false, true),
+        Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 | Mnemonic::Pcmpistri => (false, true),
         _ => (count_in_cl, false),
     };
     if load || store {
@@ -319,6 +325,7 @@ fn memory_access(instruction: &Instruction, access: OpAccess) -> MemoryAccess {
         bytes,
         read: !matches!(access, OpAccess::Write | OpAccess::CondWrite),
         write: !matches!(access, OpAccess::Read | OpAccess::CondRead),
+        parts: bytes == 10,
         alignment: if bytes == 16 && needs_alignment(instruction.mnemonic()) {
             15
         } else {
@@ -338,6 +345,8 @@ fn needs_alignment(mnemonic: Mnemonic) -> bool {
             | M::Lddqu
             | M::Pcmpestri
             | M::Pcmpestrm
+            | M::Pcmpestri64
+            | M::Pcmpestrm64
             | M::Pcmpistri
             | M::Pcmpistrm
     )

@@ -6,7 +6,7 @@ use super::native::uses_stack_segment;
 use super::{Flow, Translator};
 use crate::jit::asm::{Host, Mem};
 use crate::jit::block::MemoryAccess;
-use crate::jit::layout::disp;
+use crate::jit::layout::{LAST_X87, LAST_X87_MEMORY, disp};
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number, resized};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::rflags;
@@ -38,7 +38,15 @@ impl Translator<'_> {
     pub(super) fn bit_string(&mut self, instruction: &Instruction) -> Flow {
         let register = instruction.op1_register();
         let bytes = register.size();
-        let address = self.linear_address(instruction);
+        let segment = segment_base(instruction);
+        let narrow = is_narrow(instruction) || self.compat;
+        let address = if segment.is_none() {
+            self.linear_address(instruction).register
+        } else {
+            // The bit offset belongs to the effective address: the base comes last.
+            self.offset_into(T0, instruction, narrow, 0);
+            T0
+        };
         self.load_guest(Host::RCX, number(register));
         match bytes {
             2 => self.asm.movsx16(Host::RCX, Host::RCX),
@@ -49,11 +57,15 @@ impl Translator<'_> {
         self.asm.mov_imm(T1, u64::from(log2_bits));
         self.asm.sarx(Host::RCX, Host::RCX, T1);
         let element = Mem {
-            base: Some(address.register),
+            base: Some(address),
             index: Some((Host::RCX, log2_bits - 3)),
             disp: 0,
         };
-        self.lea_sized(T0, element, is_narrow(instruction) || self.compat);
+        self.lea_sized(T0, element, narrow);
+        if let Some(base) = segment {
+            self.asm.load(T1, Mem::env(base));
+            self.lea_sized(T0, Mem::sum(T0, T1, 0), self.compat);
+        }
         let write = instruction.mnemonic() != Mnemonic::Bt;
         let stack = uses_stack_segment(instruction);
         let access = MemoryAccess {
@@ -61,6 +73,7 @@ impl Translator<'_> {
             read: true,
             write,
             alignment: 0,
+            parts: false,
             stack,
         };
         self.check(
@@ -102,15 +115,23 @@ impl Translator<'_> {
             read: false,
             write: true,
             alignment: 0,
+            parts: bytes == 16,
             stack: false,
         };
-        self.check(
-            Address {
-                register: T0,
-                stack_slot: false,
-            },
-            access,
-        );
+        let address = Address {
+            register: T0,
+            stack_slot: false,
+        };
+        let narrow = instruction.op0_kind() != OpKind::MemorySegRDI;
+        if narrow && access.parts {
+            self.check_in_rust(address, access);
+        } else {
+            self.check(address, access);
+        }
+        if bytes == 8 {
+            // A pending exception must come while RDI is the guest's.
+            self.asm.wait();
+        }
         self.asm.store(Mem::env(disp!(scratch0)), Host::RDI);
         self.asm.lea(Host::RDI, Mem::sum(T0, T1, 0));
         let mut renamed = *instruction;
@@ -160,16 +181,39 @@ impl Translator<'_> {
     pub(super) fn x87(&mut self, instruction: &Instruction) -> Flow {
         let address = self.native_with_address(instruction);
         if is_x87_control(instruction) {
+            if instruction.mnemonic() == Mnemonic::Fldcw {
+                // No exception waited; one that is unmasked now came from no instruction.
+                self.asm.store_imm(Mem::env(disp!(fpu_last_op)), 0);
+            }
             return Flow::Next;
         }
-        if let Some(address) = address {
-            self.asm.store(Mem::env(disp!(fpu_dp)), address);
+        let mut opcode = self.x87_opcode(instruction);
+        let (pointer_at, opcode_at) = if self.request.cpu.x87.pointers_on_exception_only {
+            opcode |= LAST_X87 as i32;
+            if address.is_some() {
+                opcode |= LAST_X87_MEMORY as i32;
+            }
+            (disp!(fpu_last_dp), disp!(fpu_last_op))
+        } else {
+            (disp!(fpu_dp), disp!(fpu_op))
+        };
+        if let Some(mut address) = address {
+            if segment_base(instruction).is_some() {
+                // The pointer is the offset in the segment.
+                let narrow = is_narrow(instruction) || self.compat;
+                self.offset_into(T0, instruction, narrow, 0);
+                address = T0;
+            }
+            self.asm.store(Mem::env(pointer_at), address);
         }
         self.asm.load(T0, Mem::env(disp!(page_base)));
         self.asm.lea(T0, Mem::base(T0, instruction.ip() as i32));
         self.asm.store(Mem::env(disp!(fpu_ip)), T0);
-        self.asm
-            .store_imm(Mem::env(disp!(fpu_op)), self.x87_opcode(instruction));
+        self.asm.store_imm(Mem::env(opcode_at), opcode);
+        if !self.request.cpu.x87.no_selectors {
+            self.asm.load(T0, Mem::env(disp!(code_selector)));
+            self.asm.store(Mem::env(disp!(fpu_cs)), T0);
+        }
         Flow::Next
     }
 
@@ -207,8 +251,13 @@ fn is_x87_control(instruction: &Instruction) -> bool {
 }
 
 /// Whether the address is computed modulo 2^32, as far as the instruction shows it.
-pub(super) fn is_narrow(instruction: &Instruction) -> bool {
-    address_bytes(instruction) < 8 || instruction.memory_base() == Register::EIP
+pub(crate) fn is_narrow(instruction: &Instruction) -> bool {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    // A bare displacement is four bytes with an address-size prefix, else eight.
+    let bare = base == Register::None && index == Register::None;
+    address_bytes(instruction) < 8
+        || base == Register::EIP
+        || bare && instruction.memory_displ_size() == 4
 }
 
 /// Bytes of the registers of an address; 8 without registers.

@@ -3,11 +3,12 @@
 use super::memory::Address;
 use super::native::uses_stack_segment;
 use super::special::is_narrow;
-use super::{Flow, Translator};
+use super::{Flow, Tail, Translator};
 use crate::jit::asm::{Host, Mem};
-use crate::jit::block::MemoryAccess;
+use crate::jit::block::{MemoryAccess, SiteKind};
 use crate::jit::layout::disp;
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
+use crate::sys::Vendor;
 use iced_x86::{Instruction, OpKind, Register};
 
 const NEW_TOP: Address = Address {
@@ -28,6 +29,7 @@ impl Translator<'_> {
             read: false,
             write: true,
             alignment: 0,
+            parts: false,
             stack: true,
         };
         self.check(NEW_TOP, access);
@@ -39,6 +41,7 @@ impl Translator<'_> {
             read: true,
             write: false,
             alignment: 0,
+            parts: false,
             stack: true,
         };
         self.check(address, access);
@@ -113,6 +116,7 @@ impl Translator<'_> {
             read: true,
             write: false,
             alignment: 0,
+            parts: false,
             stack,
         };
         self.check(address, access);
@@ -166,6 +170,7 @@ impl Translator<'_> {
             read: false,
             write: true,
             alignment: 0,
+            parts: false,
             stack: uses_stack_segment(instruction),
         };
         self.check(
@@ -223,10 +228,28 @@ impl Translator<'_> {
             self.load_guest(Host::RCX, number(instruction.op0_register()));
             self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
         }
+        if self.request.cpu.vendor == Vendor::Amd {
+            self.check_target();
+        }
         self.push_return();
         self.load_sized(T0, Mem::env(disp!(scratch0)), self.word);
         self.emit_indirect(self.word);
         Flow::End
+    }
+
+    /// AMD looks at the target before it pushes (Intel after): leaves with the target in T0 and nothing
+    /// done if RCX, the target, is not canonical.
+    fn check_target(&mut self) {
+        self.asm.mov(T0, Host::RCX);
+        self.asm.mov_imm(T1, 1 << 47);
+        self.asm.lea(Host::RCX, Mem::sum(Host::RCX, T1, 0));
+        self.asm
+            .pext(Host::RCX, Host::RCX, Mem::env(disp!(high_mask)));
+        let canonical = self.asm.jrcxz();
+        let from = self.asm.jmp();
+        let site = self.new_site(SiteKind::Indirect { undo_rsp: 0 });
+        self.tails.push(Tail::Leave { from, site });
+        self.asm.bind_short(canonical);
     }
 
     pub(super) fn ret(&mut self, instruction: &Instruction) -> Flow {

@@ -1,0 +1,143 @@
+//! A device whose answers are not what the log says: the interval in which it lied is found.
+
+use kvm_recorder::{Length, Options, Positions, Recorder};
+use machine::checkpoint::CheckpointSource;
+use machine::checkpoint::memory::MemoryStore;
+use machine::clock::{DEFAULT_STEPS_PER_SECOND, InsnClock, VirtualClock};
+use machine::cpuid::CpuidTable;
+use machine::ram::Ram;
+use machine::state::CpuState;
+use machine::units::{GuestPhys, Position, Vector};
+use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use replay_log::RecordingId;
+use simuboost_tests::guest::layout;
+use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
+use simuboost_tests::recording::{Machine, RANDOM_PORT, TestBus};
+use std::sync::Arc;
+use tcg_sim::replay::Outcome;
+use tcg_sim::{Engine, EngineOptions};
+
+const MACHINE: Machine<Engine> = Machine {
+    vcpu: engine,
+    ram_bytes: layout::RAM_BYTES,
+};
+
+fn engine(ram: Arc<Ram>) -> Engine {
+    let options = EngineOptions {
+        code_bytes: 1 << 20,
+        ..EngineOptions::default()
+    };
+    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
+}
+
+/// An engine that gives the guest another answer than the device with random numbers did, once.
+struct Liar {
+    engine: Engine,
+    /// Reads of random numbers.
+    reads: u64,
+    random: bool,
+    /// The one that is answered wrongly; its position is kept.
+    lie_at: u64,
+    lied: Arc<std::sync::Mutex<Option<Position>>>,
+}
+
+impl Vcpu for Liar {
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        let exit = self.engine.run(until)?;
+        self.random = matches!(exit, Exit::PortRead { port, .. } if port.0 == RANDOM_PORT);
+        Ok(exit)
+    }
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
+        self.reads += u64::from(self.random);
+        if !self.random || self.reads != self.lie_at {
+            return self.engine.complete_read(value);
+        }
+        *self.lied.lock().expect("no panic under the lock") = self.engine.position();
+        self.engine.complete_read(value ^ 1)
+    }
+    fn position(&self) -> Option<Position> {
+        self.engine.position()
+    }
+    fn interrupt_window_open(&self) -> bool {
+        self.engine.interrupt_window_open()
+    }
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        self.engine.request_interrupt_window(wanted);
+    }
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
+        self.engine.inject_interrupt(vector)
+    }
+    fn save(&mut self) -> Result<CpuState, VcpuError> {
+        self.engine.save()
+    }
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        self.engine.load(state, position)
+    }
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
+        self.engine.ram_written(start, bytes);
+    }
+    fn arm_write_tracking(&mut self) {
+        self.engine.arm_write_tracking();
+    }
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        self.engine.kick_handle()
+    }
+}
+
+/// Records a guest that reads a random port and keeps what it read, with one read answered wrongly.
+fn record(lie_at: u64) -> (MemoryStore, Option<Position>) {
+    let ram = Arc::new(Ram::new(layout::RAM_BYTES).expect("test RAM is small"));
+    let start = Program::everything(60).load(&ram);
+    let lied = Arc::default();
+    let mut vcpu = Liar {
+        engine: engine(ram.clone()),
+        reads: 0,
+        random: false,
+        lie_at,
+        lied: Arc::clone(&lied),
+    };
+    vcpu.load(&start, Position::default())
+        .expect("the start state is valid");
+    let options = Options {
+        recording: RecordingId([6; 16]),
+        clock: VirtualClock::Insn(InsnClock::new(DEFAULT_STEPS_PER_SECOND)),
+        positions: Positions::Count,
+        interval: Length::Steps(10_000),
+        stop_after: Some(Length::Steps(100_000)),
+        queue_pages: 64,
+    };
+    let bus = TestBus::new(layout::RAM_BYTES, 9, DEVICE_WINDOW, 23_000);
+    let store = MemoryStore::default();
+    let recorder = Recorder::new(vcpu, bus, ram, options, Box::new(std::io::sink()));
+    let recorder = recorder.expect("the engine counts");
+    recorder
+        .record(Box::new(store.clone()))
+        .expect("the guest runs");
+    let lied = *lied.lock().expect("no panic under the lock");
+    (store, lied)
+}
+
+#[test]
+fn an_answer_that_is_not_in_the_log_is_found_in_its_interval() {
+    let (mut lies, mut found) = (0, 0);
+    for lie_at in [1, 2, 5, 9, 20, 40] {
+        let (store, lied) = record(lie_at);
+        let source: Arc<dyn CheckpointSource> = Arc::new(store);
+        let intervals = source.checkpoints().expect("memory does not fail") - 1;
+        let guilty = lied.map(|position| position.steps.0 / 10_000);
+        lies += u64::from(guilty.is_some());
+        for number in 0..intervals {
+            let report = MACHINE.replay(&source, number);
+            let diverged = matches!(report.outcome, Outcome::Diverged(_));
+            let innocent = Some(number) != guilty;
+            assert!(!(diverged && innocent), "lie {lie_at}, interval {number}");
+            found += u64::from(diverged);
+        }
+    }
+    // A lie that the guest forgets leaves nothing to find.
+    assert!(
+        lies > 0 && 2 * found > lies,
+        "{found} of {lies} lies were found"
+    );
+    eprintln!("{found} of {lies} lies were found");
+}
