@@ -186,8 +186,8 @@ impl Drop for Lock {
     }
 }
 
-/// All locks of a kind, stale ones included. A lease that is exchanged for another during a
-/// listing may show in neither form, so this lists until two listings agree. An unreadable lock object counts as held by someone
+/// All locks of a kind, stale ones included. A writer's lease that is exchanged for another during
+/// a listing may show in neither form, so these are listed until two listings agree. An unreadable lock object counts as held by someone
 /// unknown, because taking it for free could let two writers in.
 pub(crate) fn list(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, Error> {
     let prefix = format!("{PREFIX}{kind}-");
@@ -196,22 +196,26 @@ pub(crate) fn list(backend: &dyn Backend, kind: &str) -> Result<Vec<LockInfo>, E
         let mut keys: Vec<String> = backend.list(PREFIX)?.into_iter().map(|o| o.key).collect();
         keys.retain(|key| key.starts_with(&prefix));
         keys.sort();
-        if before.as_ref() == Some(&keys)
-            && let Some(all) = read_all(backend, &keys)?
-        {
-            return Ok(all);
+        if kind != WRITING || before.as_ref() == Some(&keys) {
+            let (all, gone) = read_all(backend, &keys)?;
+            if kind != WRITING || !gone {
+                return Ok(all);
+            }
         }
         before = Some(keys);
     }
 }
 
-/// Reads locks; `None` if one is gone.
-fn read_all(backend: &dyn Backend, keys: &[String]) -> Result<Option<Vec<LockInfo>>, Error> {
-    let mut out = Vec::new();
+/// Reads locks; also whether one is gone.
+fn read_all(backend: &dyn Backend, keys: &[String]) -> Result<(Vec<LockInfo>, bool), Error> {
+    let (mut out, mut gone) = (Vec::new(), false);
     for key in keys {
         let bytes = match backend.get_all(key) {
             Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) if e.is_not_found() => {
+                gone = true;
+                continue;
+            }
             Err(e) => return Err(e.into()),
         };
         let info = LockInfo::decode(key, &bytes).map_err(|source| Error::Damaged {
@@ -220,7 +224,7 @@ fn read_all(backend: &dyn Backend, keys: &[String]) -> Result<Option<Vec<LockInf
         })?;
         out.push(info);
     }
-    Ok(Some(out))
+    Ok((out, gone))
 }
 
 /// Locks of a kind whose process may still be there.

@@ -7,7 +7,7 @@ use super::layout::{self as at, sel};
 use super::{Guest, asm};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use machine::state::{CpuState, FpuState, Seg};
+use machine::state::{CpuState, FpuState, Seg, cr0, cr4};
 
 /// Bytes of the ROM.
 pub const ROM_BYTES: usize = 0x10000;
@@ -82,14 +82,18 @@ pub fn bootable(guest: &Guest) -> Result<Vec<u8>, IcedError> {
 
 fn trampoline32(state: &CpuState) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
-    let control = state.cr4 as u32;
+    // FXRSTOR64 below wants its unit; what the state has is loaded after it.
+    let control = state.cr4 as u32 | cr4::OSFXSR as u32;
+    let protection = state.cr0 as u32 & !(cr0::TS | cr0::EM) as u32;
+    // The 8259s of a machine without firmware pass the timer's line on: masked until the guest says.
     asm!(a;
+        mov(al, 0xff); out(0x21, al); out(0xa1, al);
         mov(eax, 0x10); mov(ds, eax); mov(ss, eax); mov(es, eax);
         mov(eax, control); mov(cr4, eax);
         mov(eax, state.cr3 as u32); mov(cr3, eax);
         mov(ecx, 0xc000_0080u32); mov(eax, state.msrs.efer as u32 & !0x400); xor(edx, edx); wrmsr();
         lgdt(ptr(DESCRIPTOR_POINTERS));
-        mov(eax, state.cr0 as u32); mov(cr0, eax);
+        mov(eax, protection); mov(cr0, eax);
     );
     let mut code = a.assemble(at::TRAMPOLINE)?;
     // JMP FAR sel::CODE:TRAMPOLINE + 0x100.
@@ -107,6 +111,8 @@ fn trampoline64(state: &CpuState, entry: u64) -> Result<Vec<u8>, IcedError> {
         mov(eax, u32::from(state.tr.selector)); ltr(ax);
         mov(rsp, IRET_FRAME);
         fxrstor64(ptr(FXRSTOR));
+        mov(rax, state.cr0); mov(cr0, rax);
+        mov(rax, state.cr4); mov(cr4, rax);
         mov(rax, state.cr2); mov(cr2, rax);
         mov(rax, state.cr8); mov(cr8, rax);
     );

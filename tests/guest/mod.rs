@@ -25,7 +25,9 @@ use machine::state::{CpuState, DescriptorTable, Gpr, Seg, Segment};
 /// Emits several instructions: `asm!(a; mov(rax, rbx); ret();)` is `a.mov(rax, rbx)?; a.ret()?;`.
 #[macro_export]
 macro_rules! guest_asm {
-    ($a:expr; $($op:ident($($arg:expr),* $(,)?));* $(;)?) => { $( $a.$op($($arg),*)?; )* };
+    ($a:expr; $($($op:ident($($arg:expr),* $(,)?)).+);* $(;)?) => {
+        $( $a.$($op($($arg),*)).+?; )*
+    };
 }
 pub use guest_asm as asm;
 
@@ -168,6 +170,12 @@ impl Guest {
     pub fn set_gate(&mut self, vector: u8, access: u8, ist: u8) {
         let stub = layout::STUBS + u64::from(vector) * layout::STUB_BYTES;
         self.set_raw_gate(vector, tables::gate(stub, sel::CODE, access, ist));
+    }
+
+    /// Makes a vector end the case without a record of the event.
+    pub fn finish_on(&mut self, vector: u8) {
+        let raw = tables::gate(layout::FINISH, sel::CODE, 0x8e, 0);
+        self.set_raw_gate(vector, raw);
     }
 
     /// Replaces one gate of the IDT.

@@ -1,6 +1,8 @@
 //! QEMU TCG as an oracle. RAM is a file shared with QEMU, so that it can be read after any end.
 
 use crate::guest::{End, Guest, Outcome, boot, layout};
+use crate::suite::{Case, Devices};
+use machine::cpuid::Maker;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -46,7 +48,12 @@ impl Qemu {
     }
 
     /// The command line that runs a RAM image file.
-    pub fn command(&self, ram: &Path) -> Command {
+    pub fn command(&self, ram: &Path, case: &Case) -> Command {
+        let vendor = match case.vendor {
+            Some(Maker::Intel) => ",vendor=GenuineIntel",
+            _ => "",
+        };
+        let cpu = format!("{}{vendor}", self.cpu);
         let mut command = Command::new("qemu-system-x86_64");
         let memory = format!(
             "memory-backend-file,id=ram,size={},share=on,mem-path={}",
@@ -62,13 +69,17 @@ impl Qemu {
             ])
             .args(["-display", "none", "-serial", "null", "-m"])
             .arg(format!("{}M", layout::RAM_BYTES >> 20))
-            .args(["-accel", "tcg,thread=single", "-cpu", &self.cpu, "-object"])
+            .args(["-accel", "tcg,thread=single", "-cpu", &cpu, "-object"])
             .arg(memory)
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"])
             .arg(self.path("rom"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        if case.devices == Devices::Board {
+            // Blocks of one instruction, so that interrupts are looked for after each.
+            command.arg("-singlestep");
+        }
         command
     }
 
@@ -76,17 +87,17 @@ impl Qemu {
     ///
     /// # Errors
     /// QEMU cannot be run or ended in a way that no guest causes.
-    pub fn run(&self, guest: &Guest) -> io::Result<Outcome> {
+    pub fn run(&self, guest: &Guest, case: &Case) -> io::Result<Outcome> {
         let ram = self.path("ram");
         let image = boot::bootable(guest).map_err(io::Error::other)?;
         std::fs::write(&ram, image)?;
-        let end = self.wait(&ram)?;
+        let end = self.wait(&ram, case)?;
         let after = std::fs::read(&ram)?;
         Ok(Outcome::from_ram(end, &after, &guest.watched))
     }
 
-    fn wait(&self, ram: &Path) -> io::Result<End> {
-        let mut child = self.command(ram).spawn()?;
+    fn wait(&self, ram: &Path, case: &Case) -> io::Result<End> {
+        let mut child = self.command(ram, case).spawn()?;
         let started = Instant::now();
         loop {
             if let Some(status) = child.try_wait()? {

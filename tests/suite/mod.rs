@@ -4,14 +4,25 @@
 //! an oracle is known to be wrong, corrected from the manuals ([`Case::correct`]).
 
 pub mod bless;
+mod corrections;
+pub mod debug;
+pub mod disputes;
+pub mod exceptions;
 pub mod golden;
+pub mod interrupts;
 pub mod paging;
 mod report;
+mod rules;
+pub mod smc;
+pub mod strings;
+pub mod system;
+pub mod transfers;
 
 pub use report::{Report, report};
 
 use crate::guest::{Guest, Outcome};
 use iced_x86::IcedError;
+use machine::cpuid::Maker;
 
 type Build = Box<dyn Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync>;
 
@@ -35,6 +46,15 @@ pub enum Devices {
     Board,
 }
 
+/// An event whose delivery meets another fault: what QEMU then says of the error code is corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Vector that is being delivered.
+    pub vector: u8,
+    /// By INT n or INT3: EXT stays clear.
+    pub software: bool,
+}
+
 /// One case of a suite.
 pub struct Case {
     /// Unique in its suite.
@@ -44,14 +64,18 @@ pub struct Case {
     pub corrections: Vec<Correction>,
     /// Events that INT n raised: the rule for RF in frames of faults does not hold for them.
     pub software_events: Vec<usize>,
+    /// The first event is met while another one is being delivered.
+    pub delivery: Option<Delivery>,
+    /// Some handler runs on an interrupt stack.
+    pub interrupt_stack: bool,
     /// Whether the report shows the FPU.
     pub fpu: bool,
     /// What the case needs behind its ports.
     pub devices: Devices,
     /// Not shown: registers that differ between machines for reasons the case does not test.
     pub masked: Vec<String>,
-    /// Holds on AMD only; other hosts pass it over.
-    pub amd_only: bool,
+    /// Where the vendors differ: whose rules the case is about.
+    pub vendor: Option<Maker>,
 }
 
 /// A case with nothing special.
@@ -64,10 +88,12 @@ pub fn case(
         build: Box::new(build),
         corrections: Vec::new(),
         software_events: Vec::new(),
+        delivery: None,
+        interrupt_stack: false,
         fpu: false,
         devices: Devices::None,
         masked: Vec::new(),
-        amd_only: false,
+        vendor: None,
     }
 }
 
@@ -101,10 +127,68 @@ impl Case {
         self
     }
 
+    /// Replaces several values for one reason.
+    #[must_use]
+    pub fn corrects(mut self, values: &[(&str, &str)], why: &'static str) -> Self {
+        for (key, value) in values {
+            self = match *value {
+                "-" => self.absent(key, why),
+                value => self.correct(key, value, why),
+            };
+        }
+        self
+    }
+
+    /// The manual says that the instruction at `rip` faults at CPL 0 with the initial stack, as the
+    /// first event, where the oracles see none or another one.
+    #[must_use]
+    pub fn faults(self, vector: u8, error: u64, rip: u64, why: &'static str) -> Self {
+        let values = [
+            ("end", "finished".to_owned()),
+            ("e0.vec", format!("{vector:#x}")),
+            ("e0.err", format!("{error:#x}")),
+            ("e0.rip", format!("{rip:#x}")),
+            ("e0.cs", "0x10".to_owned()),
+            ("e0.rsp", "0x26000".to_owned()),
+            ("e0.ss", "0x18".to_owned()),
+            ("e0.frame", "0x25fd0".to_owned()),
+            ("r.rsp", "0x25fc8".to_owned()),
+        ];
+        let values: Vec<(&str, &str)> = values.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        self.corrects(&values, why)
+    }
+
     /// Names the events raised by INT n.
     #[must_use]
     pub fn software(mut self, events: &[usize]) -> Self {
         self.software_events.extend(events);
+        self
+    }
+
+    /// The first event is a fault of the delivery of this exception.
+    #[must_use]
+    pub fn delivering(mut self, vector: u8) -> Self {
+        self.delivery = Some(Delivery {
+            vector,
+            software: false,
+        });
+        self
+    }
+
+    /// The first event is a fault of this INT n.
+    #[must_use]
+    pub fn delivering_software(mut self, vector: u8) -> Self {
+        self.delivery = Some(Delivery {
+            vector,
+            software: true,
+        });
+        self
+    }
+
+    /// Some handler runs on an interrupt stack.
+    #[must_use]
+    pub fn on_interrupt_stack(mut self) -> Self {
+        self.interrupt_stack = true;
         self
     }
 
@@ -129,10 +213,17 @@ impl Case {
         self
     }
 
-    /// Marks behaviour in which the vendors differ.
+    /// Behaviour in which the vendors differ: that of AMD.
     #[must_use]
     pub fn amd(mut self) -> Self {
-        self.amd_only = true;
+        self.vendor = Some(Maker::Amd);
+        self
+    }
+
+    /// Behaviour in which the vendors differ: that of Intel.
+    #[must_use]
+    pub fn intel(mut self) -> Self {
+        self.vendor = Some(Maker::Intel);
         self
     }
 

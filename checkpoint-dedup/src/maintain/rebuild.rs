@@ -21,7 +21,7 @@ const PACKS: usize = 1024;
 pub struct RebuildReport {
     /// Packs read.
     pub packs: u64,
-    /// Packs that could not be read; `check` says more.
+    /// What could not be read; `check` says more.
     pub unreadable: Vec<String>,
     /// Items in them.
     pub items: u64,
@@ -80,7 +80,11 @@ impl Repository {
         out.took = start.elapsed();
         if out.unreadable.is_empty() {
             let start = Instant::now();
-            self.rebuild_catalogue(progress)?;
+            match self.rebuild_catalogue(progress) {
+                Err(error @ Error::Interrupted) => return Err(error),
+                Err(error) => out.unreadable.push(error.to_string()),
+                Ok(()) => {}
+            }
             out.catalogue_took = start.elapsed();
         }
         Ok(out)

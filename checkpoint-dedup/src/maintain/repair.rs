@@ -124,7 +124,7 @@ pub struct RepairPlan {
     /// The damage, as checked under the locks.
     pub report: CheckReport,
     writer: Option<Lock>,
-    maintenance: Lock,
+    _maintenance: Lock,
 }
 
 /// Checks everything and plans the repair of what is damaged. Nobody may write meanwhile.
@@ -151,7 +151,7 @@ pub fn plan_repair(
         actions,
         report,
         writer: Some(writer),
-        maintenance,
+        _maintenance: maintenance,
     })
 }
 
@@ -335,7 +335,6 @@ impl RepairPlan {
     }
 
     fn check(&self, progress: &dyn Progress) -> Result<CheckReport, Error> {
-        debug_assert!(self.maintenance.key.starts_with(lock::PREFIX));
         let all = CheckOptions { read_data: true };
         check_unlocked(Arc::clone(&self.backend), all, progress)
     }

@@ -123,7 +123,9 @@ impl SysBus for Soft {
         slot: usize,
         kind: AccessKind,
     ) -> Result<(), Fault> {
-        let pieces = self.write_unnoted(cpu, va, bytes, kind)?;
+        let pieces = self
+            .write_unnoted(cpu, va, bytes, kind)
+            .map_err(|fault| self.first_failing_slot(cpu, va, bytes.len(), slot, kind, fault))?;
         for offset in (0..bytes.len()).step_by(slot).rev() {
             let at = va.wrapping_add(offset as u64);
             self.note(kind, at, part(pieces, offset, slot), Direction::Write);

@@ -53,9 +53,12 @@ impl Default for EngineOptions {
 
 /// What waits for [`Vcpu::complete_read`].
 #[derive(Clone, Copy, Debug)]
-pub(super) enum PendingRead {
-    Port(Instruction),
-    Timestamp(Instruction),
+pub(super) struct PendingRead {
+    pub(super) instruction: Instruction,
+    /// The port and the bytes of a port read; none for the time stamp.
+    pub(super) port: Option<(u16, u8)>,
+    /// It runs alone: a debug trap may follow.
+    pub(super) alone: bool,
 }
 
 /// What a stay in translated code ended with.
@@ -97,8 +100,6 @@ pub struct Engine {
     pub(super) owed: Option<Owed>,
     /// An x87 store whose access cannot be made is executing.
     pub(super) probe: Option<Probe>,
-    /// The arithmetic flags from before a repeated comparison that has iterations behind it.
-    pub(super) rep_flags: Option<u64>,
     /// Set when an instruction retires; how a single step tells that from a fault.
     pub(super) retired: bool,
     /// The instruction that executes runs alone.
@@ -163,7 +164,6 @@ impl Engine {
             begun: false,
             owed: None,
             probe: None,
-            rep_flags: None,
             retired: false,
             alone: false,
             rep_limit: REP_QUANTUM,
@@ -299,7 +299,6 @@ impl Engine {
     /// Delivers an event at `cpu.rip`; the registers are in `cpu`. True if the guest still runs.
     pub(super) fn deliver(&mut self, event: Event) -> bool {
         self.rep_iterations = 0;
-        self.rep_flags = None;
         self.soft.counters.events += 1;
         self.soft.probe.begin(self.cpu.rip, self.cpu.cpl());
         let delivered = sys::deliver(&mut self.cpu, &mut self.soft, event);
@@ -403,7 +402,9 @@ impl Engine {
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
         let allowed = self.soft.probed().allow(steps);
-        if steps == 0 || self.stepping_needed() {
+        // Between two iterations the instruction may have become another one, which runs alone, too, so
+        // that the count of iterations ends with it.
+        if steps == 0 || self.rep_iterations != 0 || self.stepping_needed() {
             self.set_budget(steps.max(1));
             return self.step_one(rep_limit);
         }

@@ -5,7 +5,7 @@ use super::fpu::{self, Image};
 use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
 use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
-use crate::sys::{self, Fault, Outcome, Vendor};
+use crate::sys::{self, Fault, Outcome};
 use iced_x86::{Instruction, Mnemonic};
 use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
@@ -32,6 +32,9 @@ impl Engine {
         instruction: &Instruction,
         resume: u64,
     ) -> Result<Next, VcpuError> {
+        if !self.alone {
+            self.retired = false;
+        }
         self.rewind(site);
         let block = self.soft.cache.block(site.block);
         let unused = block.insns.len() as i64 - i64::from(site.index);
@@ -61,11 +64,9 @@ impl Engine {
             self.add_steps(unused);
             return Ok(Next::Resume(resume));
         }
-        self.single_step = Some(sys::debug::single_steps(
-            &instruction,
-            self.traced,
-            &self.cpu,
-        ));
+        // Blocks never start with TF set.
+        let traced = self.alone && self.traced;
+        self.single_step = Some(sys::debug::single_steps(&instruction, traced, &self.cpu));
         self.finish(&instruction, outcome)
     }
 
@@ -117,21 +118,7 @@ impl Engine {
         }
         let limit = self.rep_limit.min(self.iterations_to_target());
         self.soft.code_stored = false;
-        let flags = self.rep_flags.take().unwrap_or(self.cpu.rflags);
-        let result = sys::execute(instruction, &mut self.cpu, &mut self.soft, limit);
-        if sys::compares_repeatedly(instruction) && self.soft.host.vendor == Vendor::Intel {
-            match result {
-                Ok(Outcome::RepPartial { .. }) => self.rep_flags = Some(flags),
-                // Iterations stay, flags are as before them (SDM vol. 2, REP). An event between two
-                // iterations begins anew, and so does a state that is saved there.
-                Err(_) => {
-                    let kept = self.cpu.rflags & !rflags::OSZAPC;
-                    self.cpu.rflags = kept | flags & rflags::OSZAPC;
-                }
-                Ok(_) => {}
-            }
-        }
-        result
+        sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
     }
 
     /// Accounts for what an instruction did and decides how the run goes on.
@@ -139,14 +126,22 @@ impl Engine {
         match outcome {
             Outcome::RepPartial { done } => self.iterated(done),
             Outcome::PortRead { port, size } => {
-                self.pending = Some(PendingRead::Port(*instruction));
+                self.pending = Some(PendingRead {
+                    instruction: *instruction,
+                    port: Some((port, size)),
+                    alone: self.alone,
+                });
                 return Ok(exit(Exit::PortRead {
                     port: Port(port),
                     size,
                 }));
             }
             Outcome::TimestampRead => {
-                self.pending = Some(PendingRead::Timestamp(*instruction));
+                self.pending = Some(PendingRead {
+                    instruction: *instruction,
+                    port: None,
+                    alone: self.alone,
+                });
                 return Ok(exit(Exit::TimestampRead));
             }
             Outcome::Limit(what) => return Err(self.limit(what.into())),
@@ -185,6 +180,11 @@ impl Engine {
                 size,
                 value,
             }));
+        }
+        if !self.alone && self.retired && self.single_step == Some(true) {
+            // SYSRET that sets TF traps before the instruction it returns to.
+            self.watch_hits = 0;
+            return Ok(Next::Left(self.debug_trap(false)));
         }
         let quiet = matches!(outcome, Outcome::Mode | Outcome::AddressSpace { .. })
             && self.cpu.shadow == Shadow::None
@@ -320,7 +320,10 @@ impl Engine {
         let Some(event) = sys::debug::trap(&self.cpu, self.watch_hits, single_step, mid_rep) else {
             return Left::Boundary;
         };
+        // IRET may have set RF; the state block does not hold it.
+        let resume_flag = self.cpu.rflags & rflags::RF;
         self.pull();
+        self.cpu.rflags |= resume_flag;
         if mid_rep {
             self.add_steps(1);
         }
@@ -329,6 +332,16 @@ impl Engine {
         } else {
             Left::Exit(Exit::Shutdown)
         }
+    }
+
+    /// The debug trap of an instruction whose read is complete. A triple fault shows at the boundary.
+    pub(super) fn trap_after_read(&mut self, port: Option<(u16, u8)>, mid_rep: bool) {
+        self.watch_hits = port.map_or(0, |(port, size)| {
+            sys::debug::port_hits(&self.cpu, port, size)
+        });
+        self.collect_watched();
+        self.single_step = None;
+        self.debug_trap(mid_rep);
     }
 
     /// x87 and SSE state in memory. `None`: not such an instruction.

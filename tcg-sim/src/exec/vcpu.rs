@@ -1,6 +1,6 @@
 //! The engine behind the vCPU contract.
 
-use super::engine::{Engine, PendingRead};
+use super::engine::Engine;
 use super::{fpu, traps};
 use crate::sys::{self, Event, EventKind, Fault, Outcome};
 use machine::state::{Activity, CpuState, Shadow};
@@ -33,18 +33,19 @@ impl Vcpu for Engine {
     }
 
     fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
-        let outcome = match self.pending.take() {
-            None => return Err(VcpuError::Protocol("no read waits")),
-            Some(PendingRead::Timestamp(instruction)) => Ok(sys::finish_timestamp(
-                &instruction,
-                &mut self.cpu,
-                &mut self.soft,
-                value,
-            )),
-            Some(PendingRead::Port(instruction)) => {
-                sys::finish_port_read(&instruction, &mut self.cpu, &mut self.soft, value as u32)
-            }
+        let pending = self
+            .pending
+            .take()
+            .ok_or(VcpuError::Protocol("no read waits"))?;
+        let instruction = &pending.instruction;
+        let armed = pending.alone && self.cpu.dr7 & 0xff != 0;
+        self.soft.watched = armed.then(Vec::new);
+        let (cpu, soft) = (&mut self.cpu, &mut self.soft);
+        let outcome = match pending.port {
+            None => Ok(sys::finish_timestamp(instruction, cpu, soft, value)),
+            Some(_) => sys::finish_port_read(instruction, cpu, soft, value as u32),
         };
+        let trap = outcome.map(|outcome| matches!(outcome, Outcome::RepPartial { .. }));
         match outcome {
             Ok(Outcome::RepPartial { done }) => {
                 self.soft.probed().iterate(done, None);
@@ -62,6 +63,9 @@ impl Vcpu for Engine {
         }
         self.push();
         self.mode_changed();
+        if let (true, Ok(mid_rep)) = (pending.alone, trap) {
+            self.trap_after_read(pending.port, mid_rep);
+        }
         Ok(())
     }
 
@@ -107,13 +111,11 @@ impl Vcpu for Engine {
         if self.pending.is_some() {
             return Err(WAITS);
         }
-        // Whoever loads the state knows nothing of it.
-        self.rep_flags = None;
         Ok(self.cpu.clone())
     }
 
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        super::validate(state)?;
+        super::validate(state, &self.soft.cpuid)?;
         self.soft.reset();
         self.rewind_to(state, position);
         Ok(())
@@ -142,7 +144,7 @@ impl Engine {
     /// As [`Vcpu::load`] of a state that this engine was in, but keeps what is cached.
     pub fn rewind_to(&mut self, state: &CpuState, position: Position) {
         self.cpu = state.clone();
-        (self.pending, self.rep_flags) = (None, None);
+        self.pending = None;
         (self.step_alone, self.begun) = (false, false);
         self.soft.switch_space(state.cr3);
         self.push();

@@ -106,10 +106,32 @@ pub trait SysBus {
         cpu: &CpuState,
         va: u64,
         bytes: &[u8],
-        _slot: usize,
+        slot: usize,
         kind: AccessKind,
     ) -> Result<(), Fault> {
         self.write(cpu, va, bytes, kind)
+            .map_err(|fault| self.first_failing_slot(cpu, va, bytes.len(), slot, kind, fault))
+    }
+
+    /// The fault of the slot that fails first, the highest being pushed first; `fault` is that of all
+    /// of them as one.
+    fn first_failing_slot(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        len: usize,
+        slot: usize,
+        kind: AccessKind,
+        fault: Fault,
+    ) -> Fault {
+        (0..len)
+            .step_by(slot)
+            .rev()
+            .find_map(|offset| {
+                let at = va.wrapping_add(offset as u64);
+                self.prepare_write(cpu, at, slot, kind).err()
+            })
+            .unwrap_or(fault)
     }
 
     /// Iterations of a REP instruction are complete, and with them what was accessed since it began

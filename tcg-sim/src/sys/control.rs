@@ -115,7 +115,7 @@ fn write_cr4(ctx: &mut Context, value: u64) -> Result<Outcome, Fault> {
 
 /// CR4 bits of a CPU model. TSD, MCE and PCE are always there, as on the recording hosts; XSAVE,
 /// PCID, FSGSBASE and 57-bit addresses are engine limits that no table may offer.
-pub(super) fn offered_cr4(table: &CpuidTable) -> u64 {
+pub(crate) fn offered_cr4(table: &CpuidTable) -> u64 {
     let always = cr4::TSD
         | cr4::DE
         | cr4::PSE

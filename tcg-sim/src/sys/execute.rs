@@ -1,7 +1,7 @@
 //! From a decoded instruction to its semantics.
 
 use super::context::Context;
-use super::{Fault, Outcome, SysBus};
+use super::{Fault, Outcome, SysBus, Vendor};
 use super::{control, far, flags, legacy, misc, msr, near, port, segment, string, syscall, tables};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{CpuState, Shadow, rflags};
@@ -50,7 +50,7 @@ pub fn execute(
 
 fn dispatch(ctx: &mut Context, max_iterations: u64) -> Result<Outcome, Fault> {
     if string::is_string(ctx.instr) && !is_port_string(ctx.instr) {
-        let outcome = string::execute(ctx, max_iterations)?;
+        let outcome = string_instruction(ctx, max_iterations)?;
         return Ok(retire(ctx, outcome, Flow::Sequential));
     }
     let Some((handler, flow)) = handler(ctx.instr) else {
@@ -62,6 +62,19 @@ fn dispatch(ctx: &mut Context, max_iterations: u64) -> Result<Outcome, Fault> {
     }
     let outcome = handler(ctx)?;
     Ok(retire(ctx, outcome, flow))
+}
+
+/// A string instruction. Intel commits the flags of repeated CMPS and SCAS at the end: a fault, a trap
+/// or an interrupt between two iterations finds those from before the first (SDM vol. 2, REP; family 6
+/// model 207, also for TF and interrupts). No difference was seen on AMD family 19h with the flags of
+/// the last iteration.
+fn string_instruction(ctx: &mut Context, max_iterations: u64) -> Result<Outcome, Fault> {
+    let before = ctx.cpu.rflags;
+    let result = string::execute(ctx, max_iterations);
+    if result != Ok(Outcome::Next) && ctx.bus.vendor() == Vendor::Intel {
+        ctx.cpu.rflags = before;
+    }
+    result
 }
 
 fn has_retired(outcome: &Outcome) -> bool {

@@ -47,11 +47,11 @@ mod syscall;
 mod tables;
 
 pub use bus::{AccessKind, StringOperand, StringRun, SysBus, Vendor};
+pub(crate) use control::offered_cr4;
 pub use deliver::deliver;
 pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};
 pub use fpu::fpu_fault;
-pub(crate) use string::compares_repeatedly;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

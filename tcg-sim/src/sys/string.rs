@@ -158,11 +158,6 @@ pub(super) fn is_repeated(instr: &Instruction) -> bool {
     instr.has_rep_prefix() || instr.has_repne_prefix()
 }
 
-/// Whether this is SCAS or CMPS with a REP prefix.
-pub(crate) fn compares_repeatedly(instr: &Instruction) -> bool {
-    is_string(instr) && is_repeated(instr) && matches!(kind_of(instr), Kind::Scas | Kind::Cmps)
-}
-
 fn kind_of(instr: &Instruction) -> Kind {
     match instr.mnemonic() {
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => Kind::Movs,

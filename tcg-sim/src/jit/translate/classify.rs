@@ -3,6 +3,7 @@
 use super::special::address_bytes;
 use super::string;
 use crate::jit::mode::Mode;
+use crate::sys;
 use crate::sys::Vendor;
 use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
@@ -77,6 +78,7 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Vendor) ->
         return Class::String;
     }
     if touches_segments(instruction)
+        || sys::handles(instruction)
         || instruction.is_privileged()
         || instruction.is_string_instruction()
     {
