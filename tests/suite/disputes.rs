@@ -77,7 +77,7 @@ const HOST_SEGMENTS: &str = "this /dev/kvm runs CPL 3 with the host's own descri
 
 /// All rows.
 #[rustfmt::skip]
-pub const TABLE: &[Dispute] = &[
+pub static TABLE: &[Dispute] = &[
     // System.
     row("system",
         &["cr0_clear_pe_*", "cr0_nw_without_cd_*", "cr3_high_*", "cr4_*_userfalse", "cr8_high_*"], Kvm,

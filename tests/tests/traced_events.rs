@@ -18,11 +18,11 @@ const FRAME: [&str; 5] = [
     "W 8 25fd8",
 ];
 const UNFRAME: [&str; 5] = [
-    "R 8 25fd8",
-    "R 8 25fe0",
     "R 8 25fe8",
+    "R 2 25fe0",
+    "R 8 25fd8",
+    "R 2 25ff8",
     "R 8 25ff0",
-    "R 8 25ff8",
 ];
 
 #[test]
@@ -30,8 +30,10 @@ fn interrupts_and_exceptions() {
     let there_and_back = [
         &GATE_80[..],
         &FRAME,
-        &UNFRAME,
-        &["R 8 1010 s", "R 8 1018 s"],
+        &UNFRAME[..3],
+        &["R 8 1010 s"],
+        &UNFRAME[3..],
+        &["R 8 1018 s"],
     ]
     .concat();
     expect(
@@ -144,12 +146,12 @@ fn user_mode() {
             "W 8 25fe8 @3",
             "W 8 25fe0 @3",
             "W 8 25fd8 @3",
-            "R 8 25fd8",
-            "R 8 25fe0",
             "R 8 25fe8",
-            "R 8 25ff0",
-            "R 8 25ff8",
+            "R 2 25fe0",
+            "R 8 25fd8",
             "R 8 1030 s",
+            "R 2 25ff8",
+            "R 8 25ff0",
             "R 8 1028 s",
         ],
     );
@@ -180,7 +182,8 @@ fn compatibility_mode() {
         &[
             "W 4 60000",
             "W 2 60004",
-            "R 6 60000",
+            "R 4 60000",
+            "R 2 60004",
             "R 8 1008 s",
             "W 4 25ffc",
             "R 4 25ffc",
