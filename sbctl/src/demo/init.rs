@@ -146,7 +146,7 @@ fn work(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.xor(r9d, r9d)?;
     call(a, call::MMAP)?;
     a.mov(rbx, rax)?;
-    a.mov(r13d, 20)?;
+    a.mov(r13d, 10)?;
     a.set_label(&mut again)?;
     a.mov(ecx, WORK_BYTES / 8)?;
     a.mov(rdi, rbx)?;
