@@ -146,8 +146,9 @@ fn after_a_crash_what_was_under_way_runs_again_alone() {
 
 #[test]
 fn only_the_interval_that_crashes_its_own_process_fails() {
-    let lab = Lab::with_guest(4000);
-    let intervals = lab.record("guest", &["--interval-insns=20M"])["intervals"].as_u64();
+    // Intervals that take a good part of a second: a kill is to come while one is under way.
+    let lab = Lab::with_guest(16_000);
+    let intervals = lab.record("guest", &["--interval-insns=400M"])["intervals"].as_u64();
     let mut supervisor = lab.start(&["verify", "guest", "--parallel", "1", "--json"]);
     let mut killed = Vec::new();
     // Twice: the process of all, and the process of the one that was under way.
@@ -158,11 +159,7 @@ fn only_the_interval_that_crashes_its_own_process_fails() {
         );
         for worker in workers_of(&supervisor) {
             if !killed.contains(&worker) {
-                // The first must have begun with an interval; the second has nothing else to do, and
-                // may be done with it in no time.
-                if killed.is_empty() {
-                    std::thread::sleep(Duration::from_millis(40));
-                }
+                std::thread::sleep(Duration::from_millis(150));
                 signal("KILL", worker);
                 killed.push(worker);
             }

@@ -77,6 +77,7 @@ pub(super) fn check_unlocked(
     let mut packs = Packs::default();
     packs.check(&repository, options.read_data, progress, &mut out)?;
     repository.check_series(&packs, options.read_data, progress, &mut out)?;
+    out.forget_harmless(&packs.bereft);
     Ok(out)
 }
 

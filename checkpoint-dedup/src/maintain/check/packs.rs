@@ -24,10 +24,41 @@ pub(super) struct Packs {
     pub(super) vanished: HashMap<u32, usize>,
     /// Items that were looked for and are there.
     pub(super) there: ItemSet,
+    /// Damages that are none unless a checkpoint suffers: garbage that lost its bases, which a
+    /// collection that is cut short leaves behind.
+    pub(super) bereft: Vec<usize>,
 }
 
 /// What is wrong inside a pack.
-type Findings = (Option<String>, Vec<Item>, u64);
+struct Finding {
+    what: String,
+    /// The pack is whole, and what is missing is a base in another.
+    only_base: bool,
+}
+
+impl Finding {
+    fn damage(what: String) -> Self {
+        let only_base = false;
+        Self { what, only_base }
+    }
+
+    fn of_item(error: &Error) -> Self {
+        Self {
+            what: error.to_string(),
+            only_base: matches!(error, Error::Missing { .. }),
+        }
+    }
+
+    /// The one to report: the first, but damage of the pack before the loss of a base.
+    fn or(first: Option<Self>, second: Option<Self>) -> Option<Self> {
+        match (first, second) {
+            (Some(first), Some(second)) if first.only_base && !second.only_base => Some(second),
+            (first, second) => first.or(second),
+        }
+    }
+}
+
+type Findings = (Option<Finding>, Vec<Item>, u64);
 
 impl Packs {
     pub(super) fn check(
@@ -50,10 +81,13 @@ impl Packs {
                 _ => (None, Vec::new(), 0),
             };
             out.items_read += read;
-            if let Some(what) = shell.err().or(inside) {
+            if let Some(finding) = shell.err().map(Finding::damage).or(inside) {
                 let key = pack::key(*id);
                 let path = store.backend.describe(&key);
-                let number = out.add(DamageKind::Pack, &key, path, what);
+                let number = out.add(DamageKind::Pack, &key, path, finding.what);
+                if finding.only_base {
+                    self.bereft.push(number);
+                }
                 self.lost
                     .extend(lost.into_iter().map(|item| (item, number)));
                 self.vanished.insert(store.index.number(*id), number);
@@ -118,7 +152,7 @@ fn check_inside(
         .and_then(|(_, trailer)| index.read_ids(meta.id, &trailer))
         .ok();
     let groups = meta.groups.len();
-    let found: Vec<(Option<String>, Vec<Item>)> = (0..groups as u32)
+    let found: Vec<(Option<Finding>, Vec<Item>)> = (0..groups as u32)
         .into_par_iter()
         .map(|number| {
             report(progress, "reading packs", number as usize, groups)?;
@@ -127,8 +161,8 @@ fn check_inside(
         .collect::<Result<_, Error>>()?;
     let mut first = None;
     let mut lost = Vec::new();
-    for (what, items) in found {
-        first = first.or(what);
+    for (finding, items) in found {
+        first = Finding::or(first, finding);
         lost.extend(items);
     }
     Ok((first, lost, u64::from(meta.items())))
@@ -139,7 +173,7 @@ fn check_group(
     meta: &Arc<PackMeta>,
     number: u32,
     ids: Option<&[ItemId]>,
-) -> (Option<String>, Vec<Item>) {
+) -> (Option<Finding>, Vec<Item>) {
     let range = meta.groups[number as usize].first..meta.group_end(number);
     let group = match repository.store.read_group(meta, number) {
         Ok(group) => group,
@@ -148,7 +182,8 @@ fn check_group(
                 Error::Damaged { source, .. } => format!("group {number}: {source}"),
                 other => other.to_string(),
             };
-            return (Some(what), range.filter_map(|i| meta.held(i)).collect());
+            let items = range.filter_map(|i| meta.held(i)).collect();
+            return (Some(Finding::damage(what)), items);
         }
     };
     let (mut first, mut lost) = (None, Vec::new());
@@ -158,7 +193,7 @@ fn check_group(
         };
         let expected = ids.and_then(|ids| ids.get(index as usize));
         if let Err(error) = check_item(repository, meta, &group, index, expected) {
-            first.get_or_insert_with(|| error.to_string());
+            first = Finding::or(first, Some(Finding::of_item(&error)));
             lost.push(item);
         }
     }

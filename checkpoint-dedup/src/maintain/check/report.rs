@@ -103,6 +103,16 @@ impl CheckReport {
         self.damages.is_empty()
     }
 
+    /// Drops those of the numbered damages from which no checkpoint suffers.
+    pub(super) fn forget_harmless(&mut self, numbers: &[usize]) {
+        let mut number = 0;
+        self.damages.retain(|damage| {
+            let harmless = damage.affected.is_empty() && numbers.contains(&number);
+            number += 1;
+            !harmless
+        });
+    }
+
     pub(super) fn add(
         &mut self,
         kind: DamageKind,
