@@ -127,6 +127,8 @@ pub(crate) struct Core {
     pub(crate) stop_page: u64,
     /// Negated general-purpose registers of that state, in encoding order.
     pub(crate) stop_gpr: [u64; 16],
+    /// IA32_KERNEL_GS_BASE, which SWAPGS exchanges.
+    pub(crate) kernel_gs_base: u64,
     /// Where the memory trace goes on.
     pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.
@@ -218,7 +220,7 @@ const INVALID_TAGS: [u64; TLB_ENTRIES] = {
     tags
 };
 
-const INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
+static INVALID_BRANCH_TAGS: [u64; IBTC_ENTRIES] = {
     let mut tags = [0; IBTC_ENTRIES];
     let mut index = 0;
     while index < IBTC_ENTRIES {

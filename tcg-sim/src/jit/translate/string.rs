@@ -30,12 +30,10 @@ pub(super) fn shape(instruction: &Instruction) -> Option<Shape> {
     let has = |kind| kinds.contains(&kind);
     let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
     let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    let plain = (!source || has(OpKind::MemorySegRSI))
-        && (!destination || has(OpKind::MemoryESRDI))
-        && !(source && based)
-        && !instruction.has_repne_prefix()
-        && !(repeated && !destination);
-    plain.then(|| Shape {
+    let narrow = source && !has(OpKind::MemorySegRSI) || destination && !has(OpKind::MemoryESRDI);
+    let odd_repeat = instruction.has_repne_prefix() || repeated && !destination;
+    let refused = narrow || odd_repeat || source && based;
+    (!refused).then(|| Shape {
         log2_size: instruction.memory_size().size().trailing_zeros() as u8,
         repeated,
         source,
