@@ -448,6 +448,10 @@ impl Soft {
 
     /// Where an access of the system semantics goes: as the TLB knows, or else by a walk.
     fn locate(&mut self, cpu: &CpuState, va: u64, access: Access) -> Result<GuestPhys, Fault> {
+        if access.kind == AccessType::Fetch {
+            // The TLB does not say what may be executed.
+            return Ok(self.translate(cpu, va, access)?.gpa);
+        }
         let (class, page) = (TlbClass::of(cpu, access), va & !(PAGE_BYTES - 1));
         let tlb = &self.spaces[self.current].env.get().tlb[class as usize];
         let reads = access.kind != AccessType::Write;
