@@ -6,7 +6,7 @@ use crate::instrument::Direction;
 use crate::instrument::probe::Noted;
 use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{self, AccessKind, Fault, StringRun, SysBus, Vendor};
+use crate::sys::{AccessKind, Fault, StringRun, SysBus, Vendor};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES};
@@ -173,12 +173,14 @@ impl SysBus for Soft {
             return Ok(None);
         }
         self.probed().note_run(va, piece.gpa.gfn());
+        // A store to a table might be about to change what maps the table itself.
+        let cacheable = self.may_cache(cpu) && !(write && self.is_table(piece.gpa.gfn()));
         if write {
             self.before_store(piece.gpa, len as u64);
         } else if let Err(error) = self.ram.prepare_read(piece.gpa.gfn()) {
             self.ram_error.get_or_insert(error);
         }
-        if !sys::debug::any_enabled(cpu) {
+        if cacheable {
             // The next string instruction on this page finds it without Rust.
             self.fill(cpu, va, &mapping, Mode::of(cpu), write);
         }

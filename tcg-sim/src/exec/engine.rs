@@ -18,7 +18,7 @@ use crate::sys::{self, Event, Fault, Vendor, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
-use machine::state::{Activity, CpuState, Shadow, cr0, rflags};
+use machine::state::{Activity, CpuState, Seg, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
 use std::io;
@@ -254,6 +254,8 @@ impl Engine {
         let core = &self.soft.env().core;
         self.cpu.gpr = core.gprs();
         self.cpu.rflags = core.rflags();
+        self.cpu.segs[Seg::Gs as usize].base = core.gs_base;
+        self.cpu.msrs.kernel_gs_base = core.kernel_gs_base;
     }
 
     /// Copies registers, flags and segment bases into the state block.
@@ -268,6 +270,7 @@ impl Engine {
         core.fs_base = cpu.segs[4].base;
         core.gs_base = cpu.segs[5].base;
         core.code_selector = u64::from(cpu.segs[1].selector);
+        core.kernel_gs_base = cpu.msrs.kernel_gs_base;
     }
 
     /// Whether instructions must run one at a time for what the guest asked for.
@@ -432,18 +435,9 @@ impl Engine {
         } else {
             FULL
         };
-        let mut block = match self
-            .soft
-            .block_for(&self.cpu, self.cpu.rip, self.mode, limit)
-        {
-            Ok(block) => block,
-            Err(fault) => return Ok(self.deliver_fault(fault)),
-        };
-        let page_base = self.cpu.rip & !0xfff;
-        let near = self.soft.cache.block(block).near;
-        self.env().core.page_base = page_base;
-        self.env().core.resume = near;
-        self.soft.probed().page(page_base);
+        if let Err(fault) = self.go_on(limit) {
+            return Ok(self.deliver_fault(fault));
+        }
         loop {
             self.soft.code_changed = false;
             self.enter();
@@ -457,18 +451,36 @@ impl Engine {
                     if over || self.arrives() {
                         return Ok(Left::Boundary);
                     }
-                    block = match self.soft.block_for(&self.cpu, rip, self.mode, FULL) {
-                        Ok(block) => block,
-                        Err(fault) => return Ok(self.deliver_fault(fault)),
-                    };
-                    let near = self.soft.cache.block(block).near;
-                    self.env().core.page_base = rip & !0xfff;
-                    self.soft.probed().page(rip & !0xfff);
-                    self.env().core.resume = near;
+                    if let Err(fault) = self.go_on(FULL) {
+                        return Ok(self.deliver_fault(fault));
+                    }
                 }
                 Next::Left(left) => return Ok(left),
             }
         }
+    }
+
+    /// Lets translated code go on at `cpu.rip`.
+    ///
+    /// # Errors
+    /// The fault of the fetch.
+    fn go_on(&mut self, limit: u8) -> Result<(), Fault> {
+        let rip = self.cpu.rip;
+        let cached = self.soft.cached_branch(self.mode, rip);
+        if let Some(far) = cached.filter(|_| limit == FULL) {
+            let core = &mut self.env().core;
+            (core.t0, core.resume) = (rip, far);
+            return Ok(());
+        }
+        let block = self.soft.block_for(&self.cpu, rip, self.mode, limit)?;
+        if limit == FULL && self.soft.is_published(block) {
+            self.soft.cache_branch(self.mode, rip, block);
+        }
+        let near = self.soft.cache.block(block).near;
+        self.env().core.page_base = rip & !0xfff;
+        self.soft.probed().page(rip & !0xfff);
+        self.env().core.resume = near;
+        Ok(())
     }
 
     /// A short budget runs a block of full length if it fits: only the runtime knows its length.

@@ -60,27 +60,21 @@ impl Soft {
         if !is_canonical(va) || !is_canonical(last) {
             return Err(Fault::GP0);
         }
-        let first = self.translate(cpu, va, access)?;
+        let first = self.locate(cpu, va, access)?;
         let room = (PAGE_BYTES - va % PAGE_BYTES) as usize;
         if bytes <= room {
-            return Ok((
-                Piece {
-                    gpa: first.gpa,
-                    bytes,
-                },
-                None,
-            ));
+            return Ok((Piece { gpa: first, bytes }, None));
         }
         let wraps = !cpu.segs[Seg::Cs as usize].long_mode() && va >> 32 == 0 && last >> 32 != 0;
         let next = if wraps { 0 } else { last & !(PAGE_BYTES - 1) };
-        let second = self.translate(cpu, next, access)?;
+        let second = self.locate(cpu, next, access)?;
         Ok((
             Piece {
-                gpa: first.gpa,
+                gpa: first,
                 bytes: room,
             },
             Some(Piece {
-                gpa: second.gpa,
+                gpa: second,
                 bytes: bytes - room,
             }),
         ))

@@ -12,8 +12,8 @@ use super::host::HostCpu;
 use super::space::Space;
 use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::{BlockId, BlockKey};
-use crate::jit::layout::{Env, tlb_index};
-use crate::jit::mode::Mode;
+use crate::jit::layout::{Env, ibtc_index, tlb_index};
+use crate::jit::mode::{Mode, TlbClass};
 use crate::jit::translate::NoTranslation;
 use crate::mmu::{Access, AccessType, Mapping, Paging, PhysMem, is_canonical, walk};
 use crate::sys::Fault;
@@ -396,6 +396,21 @@ impl Soft {
         mode: Mode,
         wrote: bool,
     ) {
+        let cached = self.is_cached(va & !(PAGE_BYTES - 1), mode, wrote);
+        self.counters.slow_cached += u64::from(cached);
+        let access = Access::at_cpl(AccessType::Read, mode.cpl());
+        self.fill_class(cpu, va, mapping, (mode.class(), access), wrote);
+    }
+
+    /// Caches a translation for the accesses of a class, whose rights are those of the one given.
+    fn fill_class(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        mapping: &Mapping,
+        (class, access): (TlbClass, Access),
+        wrote: bool,
+    ) {
         let gfn = mapping.gpa.gfn();
         let page = va & !(PAGE_BYTES - 1);
         let addend = self
@@ -403,15 +418,16 @@ impl Soft {
             .base()
             .wrapping_add(gfn.base().0)
             .wrapping_sub(page);
-        let write = Access::at_cpl(AccessType::Write, mode.cpl());
+        let write = Access {
+            kind: AccessType::Write,
+            ..access
+        };
         let writable = self.frames.flags(gfn) == 0
             && mapping.dirty
             && (wrote || self.ram.is_dirty(gfn) && mapping.permits(&Paging::of(cpu), write));
-        let cached = self.is_cached(page, mode, wrote);
-        self.counters.slow_cached += u64::from(cached);
         let env = self.env();
         let rsp = env.core.rsp;
-        let tlb = &mut env.tlb[mode.class() as usize];
+        let tlb = &mut env.tlb[class as usize];
         let index = tlb_index(page);
         if tlb.read_tag[index] != page.wrapping_neg() {
             tlb.write_tag[index] = crate::jit::layout::invalid_tag(index);
@@ -421,11 +437,48 @@ impl Soft {
         if writable {
             tlb.write_tag[index] = page.wrapping_neg();
             if rsp.wrapping_sub(page) < PAGE_BYTES || rsp.wrapping_sub(page + 8) < PAGE_BYTES {
-                let slot = &mut env.core.slots[mode.class() as usize];
+                let slot = &mut env.core.slots[class as usize];
                 (slot.tag, slot.addend) = (page.wrapping_neg(), addend);
             }
             self.frames.note_write_tag(gfn, page);
         }
+    }
+
+    /// Where an access of the system semantics goes: as the TLB knows, or else by a walk.
+    pub(super) fn locate(
+        &mut self,
+        cpu: &CpuState,
+        va: u64,
+        access: Access,
+    ) -> Result<GuestPhys, Fault> {
+        if access.kind == AccessType::Fetch {
+            // The TLB does not say what may be executed.
+            return Ok(self.translate(cpu, va, access)?.gpa);
+        }
+        let (class, page) = (TlbClass::of(cpu, access), va & !(PAGE_BYTES - 1));
+        let tlb = &self.spaces[self.current].env.get().tlb[class as usize];
+        let reads = access.kind != AccessType::Write;
+        let (tags, index) = match reads {
+            true => (&tlb.read_tag, tlb_index(page)),
+            false => (&tlb.write_tag, tlb_index(page)),
+        };
+        if tags[index] == page.wrapping_neg() {
+            let host = va.wrapping_add(tlb.addend[index]);
+            return Ok(GuestPhys(host.wrapping_sub(self.direct.base())));
+        }
+        let mapping = self.translate(cpu, va, access)?;
+        let gfn = mapping.gpa.gfn();
+        let loaded = self.is_ram(gfn) && self.ram.prepare_read(gfn).is_ok();
+        if reads && loaded && self.may_cache(cpu) {
+            self.fill_class(cpu, va, &mapping, (class, access), false);
+        }
+        Ok(mapping.gpa)
+    }
+
+    /// Whether translations may be cached that translated code did not ask for: no breakpoint and no
+    /// instrument must see what it does with them.
+    pub(crate) fn may_cache(&self, cpu: &CpuState) -> bool {
+        !crate::sys::debug::any_enabled(cpu) && self.probe.set().is_empty()
     }
 
     /// The frame that an addend leads to, if it is one of RAM.
@@ -453,6 +506,13 @@ impl Soft {
         let gfn = mapping.gpa.gfn();
         self.spaces[self.current].note_fetch(rip, user, gfn);
         Ok(gfn)
+    }
+
+    /// Where translated code goes on at an address, if that is cached.
+    pub(crate) fn cached_branch(&self, mode: Mode, rip: u64) -> Option<u64> {
+        let table = &self.spaces[self.current].env.get().ibtc[mode.class() as usize];
+        let index = ibtc_index(rip);
+        (table.tag[index] == rip.wrapping_neg()).then(|| table.host[index])
     }
 
     /// Caches a branch target of the current space.

@@ -138,6 +138,8 @@ pub(crate) struct Core {
     pub(crate) stop_page: u64,
     /// Negated general-purpose registers of that state, in encoding order.
     pub(crate) stop_gpr: [u64; 16],
+    /// IA32_KERNEL_GS_BASE, which SWAPGS exchanges.
+    pub(crate) kernel_gs_base: u64,
     /// Where the memory trace goes on.
     pub(crate) trace: u64,
     /// Stands in for memory that is not one directly accessible piece.

@@ -1,5 +1,6 @@
 //! What a translation depends on besides the bytes of the guest code.
 
+use crate::mmu::Access;
 use machine::state::{CpuState, Seg, Segment, cr0, cr4, rflags};
 
 /// Number of [`TlbClass`]es.
@@ -17,6 +18,18 @@ pub(crate) enum TlbClass {
     User = 2,
     /// CPL 0 to 2 while SMAP forbids user pages.
     SupervisorSmap = 3,
+}
+
+impl TlbClass {
+    /// The class whose accesses have the rights of this one.
+    pub(crate) fn of(cpu: &CpuState, access: Access) -> Self {
+        let smap = cpu.cr4 & cr4::SMAP != 0 && (access.implicit || cpu.rflags & rflags::AC == 0);
+        match (access.user, smap) {
+            (true, _) => Self::User,
+            (false, true) => Self::SupervisorSmap,
+            (false, false) => Self::Supervisor,
+        }
+    }
 }
 
 /// Mode bits of a translation.

@@ -32,6 +32,7 @@ pub(super) enum Class {
     MaskedMove,
     /// CLD, STD, CLI.
     Flag,
+    SwapGs,
     PushFlags,
     Push,
     Pop,
@@ -117,6 +118,7 @@ fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
         }
         M::Maskmovq | M::Maskmovdqu if !unit_is_off(instruction, mode) => Class::MaskedMove,
         M::Cld | M::Std => Class::Flag,
+        M::Swapgs if mode.cpl() == 0 => Class::SwapGs,
         M::Cli if mode.io_privilege() => Class::Flag,
         M::Pushfq if mode.io_privilege() || mode.cpl() == 3 => Class::PushFlags,
         M::Push => push_class(instruction),

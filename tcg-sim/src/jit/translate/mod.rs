@@ -336,6 +336,7 @@ impl Translator<'_> {
             Class::BitString => self.bit_string(instruction),
             Class::MaskedMove => self.masked_move(instruction),
             Class::Flag => self.flag(instruction),
+            Class::SwapGs => self.swap_gs(instruction),
             Class::PushFlags => self.push_flags(),
             Class::Push => self.push(instruction),
             Class::Pop => self.pop(instruction),

@@ -153,6 +153,19 @@ impl Translator<'_> {
         Flow::Next
     }
 
+    /// SWAPGS at CPL 0.
+    pub(super) fn swap_gs(&mut self, instruction: &Instruction) -> Flow {
+        if self.one_step {
+            return self.execute(instruction, true);
+        }
+        let (base, other) = (disp!(gs_base), disp!(kernel_gs_base));
+        self.asm.load(T0, Mem::env(base));
+        self.asm.load(T1, Mem::env(other));
+        self.asm.store(Mem::env(base), T1);
+        self.asm.store(Mem::env(other), T0);
+        Flow::Next
+    }
+
     /// PUSHFQ: the image is the sum of the host's arithmetic flags and the rest in the state block.
     pub(super) fn push_flags(&mut self) -> Flow {
         self.asm.lea(T0, Mem::base(GUEST_RSP, -8));
