@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: DemoArguments, environment: &Environment) -> Result
         Some(name) => name,
         None => free_name(&repository)?,
     };
-    let directory = environment.repository_path()?.join("demo-guest");
+    let directory = simulate::beside(&environment.repository_path()?).join("demo-guest");
     let guest = match arguments.bare_metal {
         true => DemoGuest::bare_metal(&directory)?,
         false => DemoGuest::find(&directory)?,

@@ -19,7 +19,7 @@ pub(crate) struct MergeArguments {
     /// Where the runs put their results (their --out)
     #[arg(value_name = "DIR")]
     from: Vec<PathBuf>,
-    /// Where the whole goes [default: in the repository, results/NAME-ID]
+    /// Where the whole goes [default: beside the repository, REPOSITORY-results/NAME-ID]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -23,7 +23,7 @@ pub(crate) use configuration::{Configuration, InstrumentArguments};
 pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use report::{Merged, Report};
-pub(crate) use results::Results;
+pub(crate) use results::{Results, beside};
 pub(crate) use worker::{WorkerArguments, run as work};
 
 use crate::environment::{Environment, recording_name};
@@ -77,7 +77,7 @@ pub(crate) struct CommonSimulateArguments {
     /// Execute every interval a second time, in blocks of one instruction
     #[arg(long)]
     pub(crate) paranoid: bool,
-    /// Where results go [default: in the repository, results/NAME-ID]
+    /// Where results go [default: beside the repository, REPOSITORY-results/NAME-ID]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }

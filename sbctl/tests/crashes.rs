@@ -188,7 +188,7 @@ fn ctrl_c_keeps_finished_intervals() {
     let lab = Lab::with_guest(4000);
     let intervals = lab.record("guest", &["--interval-insns=20M"])["intervals"].as_u64();
     let supervisor = lab.start(&["verify", "guest", "--parallel", "1", "--json"]);
-    let results = lab.repository().join("results");
+    let results = lab.path("repository-results");
     let finished = || match results.exists() {
         true => common::files(&results)
             .iter()

@@ -133,7 +133,7 @@ impl Results {
     pub(crate) fn default_root(repository: &Path, source: &Source) -> PathBuf {
         let id = source.id_text();
         let name = format!("{}-{}", source.info().name, &id[..8]);
-        repository.join("results").join(name)
+        beside(repository).join(name)
     }
 
     /// Opens or makes the results of a configuration.
@@ -260,6 +260,14 @@ impl Results {
         };
         write_json(&self.directory.join("speed.json"), &speed)
     }
+}
+
+/// The folder beside a repository for what is made from its recordings: nothing that is not the
+/// store's own belongs inside.
+pub(crate) fn beside(repository: &Path) -> PathBuf {
+    let mut name = repository.as_os_str().to_owned();
+    name.push("-results");
+    name.into()
 }
 
 /// Reads a file; none if it is not there or was torn by a crash.
