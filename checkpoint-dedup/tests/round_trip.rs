@@ -1,48 +1,11 @@
 //! Series of checkpoints come back bit for bit.
 
+mod common;
+
 use checkpoint_dedup::*;
+use common::{Dice, Memory, mutate};
 
 const FRAMES: u32 = 200;
-
-/// A deterministic source of numbers.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % below
-    }
-}
-
-type Memory = Vec<Page>;
-
-/// Changes memory the way guests do: small edits, copies at odd offsets, fills, fresh noise.
-fn mutate(memory: &mut Memory, dice: &mut Dice) -> Vec<u32> {
-    let mut changed = Vec::new();
-    for _ in 0..40 {
-        let frame = dice.roll(memory.len());
-        changed.push(frame as u32);
-        match dice.roll(6) {
-            0 => memory[frame].fill(dice.roll(3) as u8),
-            1 => {
-                let from = memory[dice.roll(memory.len())];
-                let (a, b, n) = (dice.roll(2000), dice.roll(2000), dice.roll(2000));
-                memory[frame][a..a + n].copy_from_slice(&from[b..b + n]);
-            }
-            2 => memory[frame].fill_with(|| dice.roll(256) as u8),
-            3 => memory[frame] = memory[dice.roll(memory.len())],
-            _ => {
-                for _ in 0..dice.roll(20) {
-                    let at = dice.roll(4000);
-                    memory[frame][at..at + 8].copy_from_slice(&(dice.0).to_le_bytes());
-                }
-            }
-        }
-    }
-    changed
-}
 
 fn options() -> WriterOptions {
     WriterOptions {
@@ -61,11 +24,11 @@ fn every_page_of_every_checkpoint_comes_back() {
     let mut dice = Dice(12345);
     let mut history = Vec::new();
     for number in 0..75u32 {
-        let changed = mutate(&mut memory, &mut dice);
+        let changed = mutate(&mut memory, &mut dice, 40);
         let mut draft = writer.draft();
         for frame in changed {
             draft
-                .put_page(SpaceNo(0), Frame(frame), &memory[frame as usize])
+                .put_page(SpaceNo(0), frame, &memory[frame.0 as usize])
                 .unwrap();
         }
         draft.put_blob("cpu", vec![number as u8; 100]);
