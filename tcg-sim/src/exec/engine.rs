@@ -8,7 +8,6 @@ use super::faulting::Probe;
 use super::host::HostCpu;
 use super::soft::Soft;
 use super::traps;
-use crate::instrument::{Counts, Instruments};
 use crate::jit::block::{BlockId, Site, SiteKind};
 use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
@@ -21,7 +20,6 @@ use machine::ram::{Ram, RamError};
 use machine::state::{Activity, CpuState, Seg, Shadow, cr0, rflags};
 use machine::units::{GuestPhys, Position, Steps};
 use machine::vcpu::{Exit, Kick, VcpuError};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -190,44 +188,6 @@ impl Engine {
     /// Drops every translation and cached address, which the guest cannot notice (E7).
     pub fn drop_caches(&mut self) {
         self.soft.reset();
-    }
-
-    /// Chooses what is learned from here on, and starts it at nothing. At a boundary; the guest
-    /// cannot notice.
-    pub fn set_instruments(&mut self, instruments: Instruments) {
-        let (position, cr3) = (self.here(), self.cpu.cr3);
-        self.soft.probed().choose(instruments, position, cr3);
-        // Translations are others now, and the trace is told of mappings when they are cached.
-        self.soft.flush_all();
-    }
-
-    /// What was counted since [`Engine::set_instruments`]: nothing unless that was chosen.
-    pub fn counts(&mut self) -> Counts {
-        self.soft.probed().counts()
-    }
-
-    /// Completes the memory trace, if there is one; counts go on.
-    ///
-    /// # Errors
-    /// What the sink of the trace says.
-    pub fn finish_trace(&mut self) -> io::Result<()> {
-        let position = self.here();
-        self.soft.probed().finish(position)
-    }
-
-    /// Notes that the run may come back to here.
-    pub(crate) fn mark_instruments(&mut self) {
-        self.soft.probed().mark();
-    }
-
-    /// Forgets what was learned since the last mark, and the mark.
-    pub(crate) fn rewind_instruments(&mut self) {
-        self.soft.probed().go_back();
-    }
-
-    /// Forgets the oldest mark.
-    pub(crate) fn settle_instruments(&mut self) {
-        self.soft.probed().settle();
     }
 
     pub(super) fn env(&mut self) -> &mut Env {

@@ -2,6 +2,7 @@
 
 mod access;
 mod arrive;
+mod blocks;
 mod bus;
 pub(crate) mod cache;
 mod counters;
@@ -12,6 +13,7 @@ mod fpu;
 mod frames;
 mod host;
 mod image;
+mod instruments;
 mod operand;
 mod pieces;
 mod soft;
