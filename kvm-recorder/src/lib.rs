@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod alarm;
+mod background;
 pub mod bus;
 mod checkpointer;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod recorder;
 pub mod summary;
 mod walk;
 
+pub use background::yield_to_guest;
 pub use bus::Bus;
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
