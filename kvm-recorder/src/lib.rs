@@ -24,4 +24,4 @@ pub use bus::Bus;
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
 pub use recorder::{RecordError, Recorder};
-pub use summary::{LandmarkCost, Summary};
+pub use summary::{LandmarkCost, PositionCounts, Summary};

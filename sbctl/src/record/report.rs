@@ -4,7 +4,7 @@ use crate::ending::Ending;
 use crate::quantity::{Bytes, Grouped};
 use crate::recording::Stored;
 use checkpoint_dedup::RecordingName;
-use kvm_recorder::Summary;
+use kvm_recorder::{PositionCounts, Summary};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -40,12 +40,42 @@ pub(crate) struct Report {
     reads: u64,
     interrupts: u64,
     device_writes: u64,
-    landmarks: u64,
+    positions: Positions,
     /// For which the guest stood still to take them.
     landmarks_ns: u64,
     /// CPU time of the thread that ran the guest.
     guest_thread_ns: u64,
     pub(crate) store: Stored,
+}
+
+/// How many positions were logged, by kind.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Positions {
+    count: u64,
+    after_io: u64,
+    window: u64,
+    landmark: u64,
+    /// At the position of the event before.
+    follows: u64,
+}
+
+impl From<PositionCounts> for Positions {
+    fn from(counts: PositionCounts) -> Self {
+        let PositionCounts {
+            count,
+            after_io,
+            window,
+            landmark,
+            follows,
+        } = counts;
+        Self {
+            count,
+            after_io,
+            window,
+            landmark,
+            follows,
+        }
+    }
 }
 
 impl Report {
@@ -81,7 +111,7 @@ impl Report {
             reads: summary.events.reads,
             interrupts: summary.events.interrupts,
             device_writes: summary.events.writes,
-            landmarks: summary.positions.landmark,
+            positions: Positions::from(summary.positions),
             landmarks_ns: nanos(summary.landmarks.time),
             guest_thread_ns: nanos(guest_thread),
             store,
@@ -137,7 +167,7 @@ next: {} simulate {}",
             Grouped(self.reads),
             Grouped(self.interrupts),
             Grouped(self.device_writes),
-            Grouped(self.landmarks),
+            Grouped(self.positions.landmark),
             self.sbctl,
             self.recording,
         )
