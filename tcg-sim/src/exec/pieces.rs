@@ -99,6 +99,13 @@ impl PhysMem for Soft {
         }
         // Accessed and dirty bits make no cached translation stale, but code might lie here.
         let gfn = address.gfn();
+        if self.keeps_code
+            && self.frames.flags(gfn) & CODE != 0
+            && self.cache.overlaps(gfn, address.0 % PAGE_BYTES, 8)
+        {
+            self.code_changed = true;
+            return;
+        }
         if self.frames.flags(gfn) & CODE != 0
             && self
                 .cache
