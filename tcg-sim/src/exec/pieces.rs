@@ -112,6 +112,7 @@ impl PhysMem for Soft {
                 .invalidate(gfn, address.0 % PAGE_BYTES, 8, &mut self.frames)
         {
             self.flush_branches();
+            self.stale = true;
         }
         match self.ram.prepare_write(gfn) {
             Ok(()) => self.direct.write(address, &value.to_le_bytes()),

@@ -43,6 +43,8 @@ pub(crate) struct Soft {
     /// Accessed and dirty bits that lie in translated code are not set: the access is made once more
     /// by an instruction that runs alone. `code_changed` tells.
     pub(super) keeps_code: bool,
+    /// Something on the way to the bytes of the instruction that Rust executes may have changed.
+    pub(super) stale: bool,
     /// The instruction that Rust executes has stored to a frame with translations.
     pub(crate) code_stored: bool,
     /// The host could not provide a page; the run ends with it.
@@ -70,6 +72,7 @@ impl Soft {
             direct,
             code_changed: false,
             keeps_code: false,
+            stale: false,
             code_stored: false,
             ram_error: None,
             watched: None,
@@ -174,7 +177,7 @@ impl Soft {
     pub(crate) fn flush_all(&mut self) {
         self.counters.tlb_flushes += 1;
         self.spaces.iter_mut().for_each(Space::flush);
-        self.code_changed = true;
+        (self.code_changed, self.stale) = (true, true);
     }
 
     /// Forgets all branch targets and fetches, in every address space.
@@ -334,9 +337,10 @@ impl Soft {
             }
         }
         let executing = self.core().page_base;
-        if executing.wrapping_sub(range.start) < range.end.wrapping_sub(range.start) {
-            self.code_changed = true;
-        }
+        let lost = |page: u64| page.wrapping_sub(range.start) < range.end.wrapping_sub(range.start);
+        self.code_changed |= lost(executing);
+        // An instruction may reach into the next page; it is the only one of its block then.
+        self.stale |= lost(executing) || lost(executing.wrapping_add(PAGE_BYTES));
     }
 
     /// As [`Soft::before_store`], for a store of the block that executes, as its next act. False if

@@ -1,5 +1,5 @@
-//! Invariant E7 where one table serves several levels: what is cached then depends on the table in
-//! several ways, and a store to it by any way is seen by the next instruction.
+//! Invariant E7 where page tables change under the code that executes, and where one table serves several
+//! levels: a store to a table, by whatever way, is seen by the next instruction and iteration.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use iced_x86::IcedError;
@@ -141,13 +141,43 @@ fn an_instruction_in_two_pages_depends_on_a_table_in_two_places() {
     }
 }
 
+/// A repetition takes its own page away in its third iteration: the fourth is fetched, which faults.
+/// Regression: it went on for as long as what was cached let it.
+#[test]
+fn a_repetition_that_unmaps_itself_ends_there() {
+    let mut guest = Guest::new();
+    guest.map(PAGE, FRAME, pte::P | pte::RW, Size::Kib4);
+    let slot = guest.leaf_slot(PAGE, Size::Kib4);
+    let mut repetition = 0;
+    guest
+        .code_at(PAGE, FRAME, |a| {
+            asm!(a; mov(rdi, slot - 16); mov(ecx, 10););
+            repetition = PAGE + a.assemble(PAGE)?.len() as u64;
+            a.rep().stosq()
+        })
+        .unwrap();
+    guest
+        .code(|a| {
+            asm!(a; xor(eax, eax); mov(rdx, PAGE); jmp(rdx););
+            Ok(())
+        })
+        .unwrap();
+    for outcome in run(&guest) {
+        let event = outcome.events.first().expect("the fetch faults");
+        assert_eq!((event.vector, event.error), (14, 0x10));
+        assert_eq!((event.rip, event.cr2), (repetition, repetition));
+        assert_eq!(event.registers[1], 7, "iterations left");
+        assert_eq!(event.registers[5], slot + 8);
+    }
+}
+
 /// Random guests that once differed: blocks that outlived their page tables, and an instruction whose
 /// own bytes were the page-table entry in which its access sets the accessed bit (1106744).
 #[test]
 fn random_guests_that_once_differed() {
     for seed in [
         1_001_087, 1_001_574, 1_100_893, 1_101_711, 1_101_781, 1_101_955, 1_102_609, 1_103_548,
-        1_104_774, 1_105_527, 1_105_873, 1_106_744, 1_108_203,
+        1_104_774, 1_105_527, 1_105_873, 1_106_744, 1_108_203, 1_243_196,
     ] {
         case::run(&random::input(seed), &mut |_| {})
             .unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
