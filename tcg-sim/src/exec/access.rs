@@ -28,7 +28,10 @@ impl Engine {
         self.soft.counters.slow_accesses += 1;
         let va = self.env().core.t0;
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        match self.access(site, va, access, one_step) {
+        self.soft.keeps_code = !one_step;
+        let prepared = self.access(site, va, access, one_step);
+        self.soft.keeps_code = false;
+        match prepared {
             Ok(Some(addend)) => {
                 self.env().core.t1 = addend;
                 if let Some(gfn) = self.soft.direct_frame(va, addend).filter(|_| !one_step) {
@@ -99,6 +102,9 @@ impl Engine {
         let soft = &mut self.soft;
         if crosses {
             let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
+            if !alone && soft.code_changed {
+                return Ok(None);
+            }
             let pieces = [Some(first), second, None, None];
             return Ok(Some(self.bounce(va, pieces, access)));
         }
@@ -110,6 +116,12 @@ impl Engine {
             return Ok(None);
         }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        if !alone && soft.code_changed {
+            // The walk sets a bit inside translated code, maybe of this instruction, which is decoded no
+            // more once it runs alone. Or a table that leads to this code was found in another place,
+            // where it counts from now on: no store to it would make this block stale.
+            return Ok(None);
+        }
         let table = access.write && soft.is_table(mapping.gpa.gfn());
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
