@@ -8,7 +8,7 @@ use crate::exit::{Exit, Usage};
 use crate::guest::{ConsoleArgument, Guest, GuestArguments};
 use crate::progress;
 use crate::quantity::{Count, Span};
-use crate::recording::{Accelerator, IntervalLength, Note, PositionsKind, StoreSink};
+use crate::recording::{Accelerator, HostRecord, IntervalLength, Note, PositionsKind, StoreSink};
 use anyhow::{Context, Result};
 use checkpoint_dedup::RecordingName;
 use clap::{Args, ValueEnum};
@@ -113,6 +113,18 @@ impl RecordArguments {
                 .map(|path| path.display().to_string()),
             command_line: guest.command_line.clone(),
             cpuid: Note::cpuid_text(&guest.cpuid),
+            host: host_record(),
+        }
+    }
+}
+
+/// The processor that records, for the note.
+fn host_record() -> Option<serde_json::Value> {
+    match HostRecord::of_here() {
+        Ok(record) => Some(record.encode()),
+        Err(error) => {
+            eprintln!("sbctl: {error}: intervals may not verify on other processors, nor here");
+            None
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) use worker::{WorkerArguments, run as work};
 
 use crate::environment::{Environment, recording_name};
 use crate::exit::{Exit, Usage};
-use crate::recording::Source;
+use crate::recording::{HostArguments, Source};
 use anyhow::{Result, bail};
 use checkpoint_dedup::{RecordingName, RecordingState};
 use clap::Args;
@@ -77,6 +77,8 @@ pub(crate) struct CommonSimulateArguments {
     /// Execute every interval a second time, in blocks of one instruction
     #[arg(long)]
     pub(crate) paranoid: bool,
+    #[command(flatten)]
+    host: HostArguments,
     /// Where results go [default: beside the repository, REPOSITORY-results/NAME-ID]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -189,6 +191,8 @@ pub(crate) fn execute(
     }
     let repository = environment.open()?;
     let source = Source::open(&repository, &arguments.name)?;
+    let host = source.host();
+    host.admit(&arguments.name, arguments.host)?;
     let root = match &arguments.out {
         Some(path) => path.clone(),
         None => Results::default_root(&environment.repository_path()?, &source),
@@ -229,6 +233,7 @@ pub(crate) fn execute(
     results.write_merged(&merged)?;
     let mut report = Report::new(&merged, &results, &wanted, &ran, host_time);
     report.sbctl = environment.command();
+    report.host = Some(host);
     Ok(report)
 }
 
