@@ -10,9 +10,11 @@
 mod configuration;
 mod finding;
 mod job;
+mod live;
 mod memory;
 mod messages;
 mod predict;
+mod process;
 mod report;
 mod results;
 mod supervisor;
@@ -22,6 +24,7 @@ mod worker;
 pub(crate) use configuration::{Configuration, InstrumentArguments};
 pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
+pub(crate) use live::{CheckLive, LiveCheck, LiveChecked, Recorded};
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::{Results, beside};
 pub(crate) use worker::{WorkerArguments, run as work};
@@ -226,7 +229,9 @@ pub(crate) fn execute(
         wants: &|number| arguments.wants(number),
     };
     let start = std::time::Instant::now();
-    let ran = Supervisor::new(order, environment, &source, &results)?.run(todo, &mut wanted)?;
+    let path = environment.repository_path()?;
+    let supervisor = Supervisor::new(order, environment, &path, &source, &results);
+    let ran = supervisor.run(todo, &mut wanted)?;
     let host_time = start.elapsed();
     results.note_speed(&ran, host_time, prediction.busy)?;
     let merged = Merged::collect(&source, &results, configuration)?;
