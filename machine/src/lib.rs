@@ -13,6 +13,7 @@ pub mod clock;
 pub mod cpuid;
 pub mod devices;
 pub mod memory;
+pub mod msr;
 pub mod ram;
 pub mod saved;
 pub mod state;
