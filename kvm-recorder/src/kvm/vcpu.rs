@@ -1,19 +1,22 @@
 //! The vCPU.
 
+use super::dirty::{DirtyLog, Tracker};
 use super::error::{KvmError, host};
 use super::exits::Pending;
 use super::host::{Capabilities, Host};
 use super::kick::Kicker;
 use super::run_page::{self, Reason};
+use super::write_guard::WriteGuard;
 use super::{ioctls, msrs, state, vm};
 use crate::walk::translate;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 use machine::cpuid::{CpuidTable, Maker};
 use machine::msr::number;
 use machine::ram::Ram;
 use machine::state::{Activity, CpuState, Seg};
 use machine::units::{GuestPhys, Position, Vector};
 use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use std::io;
 use std::sync::Arc;
 use std::thread::ThreadId;
 
@@ -24,11 +27,21 @@ const BETWEEN: VcpuError =
 /// Most bytes of an instruction.
 const INSTRUCTION_BYTES: usize = 15;
 
+/// How writes of the guest are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// How KVM tells which pages were written.
+    pub log: DirtyLog,
+    /// Whether writes to pages of a checkpoint are held back until they are copied. If not, the guest
+    /// stands still while they are.
+    pub hold_writes: bool,
+}
+
 /// One virtual CPU with the VM that it is alone in.
 pub struct KvmVcpu {
     fd: VcpuFd,
-    // Kept for what it holds; after the vCPU and before RAM, so that each outlives what refers to it.
-    _vm: VmFd,
+    tracker: Arc<Tracker>,
+    hold_error: Option<io::Error>,
     ram: Arc<Ram>,
     kicker: Arc<Kicker>,
     capabilities: Capabilities,
@@ -50,11 +63,39 @@ impl KvmVcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn new(host: &Host, ram: Arc<Ram>, cpuid: &CpuidTable) -> Result<Self, KvmError> {
-        let (vm, mut fd) = vm::build(host, &ram, cpuid)?;
+        let best = Tracking {
+            log: DirtyLog::best(host),
+            hold_writes: true,
+        };
+        Self::with_tracking(host, ram, cpuid, best)
+    }
+
+    /// As [`KvmVcpu::new`], with the given ways to follow writes. Writes that cannot be held back are not:
+    /// [`KvmVcpu::holds_writes`].
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn with_tracking(
+        host: &Host,
+        ram: Arc<Ram>,
+        cpuid: &CpuidTable,
+        tracking: Tracking,
+    ) -> Result<Self, KvmError> {
+        let (vm, mut fd) = vm::build(host, &ram, cpuid, tracking.log)?;
+        let (guard, hold_error) = match tracking.hold_writes.then(|| WriteGuard::start(ram.clone()))
+        {
+            None => (None, None),
+            Some(Ok(guard)) => (Some(guard), None),
+            Some(Err(error)) => (None, Some(error)),
+        };
+        let tracker = Tracker::new(Arc::new(vm), &fd, tracking.log, ram.bytes(), guard)?;
+        let tracker = Arc::new(tracker);
+        ram.set_unasked_writes(Some(tracker.clone()));
         Ok(Self {
             kicker: Kicker::new(&mut fd),
             fd,
-            _vm: vm,
+            tracker,
+            hold_error,
             ram,
             capabilities: host.capabilities(),
             maker: cpuid.maker().unwrap_or_else(Maker::of_host),
@@ -65,6 +106,18 @@ impl KvmVcpu {
             tsc_aux: 0,
             thread: None,
         })
+    }
+
+    /// Whether writes to pages of a checkpoint are held back until they are copied; if that was asked for
+    /// and could not be had, why.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn holds_writes(&self) -> Result<bool, &io::Error> {
+        match &self.hold_error {
+            Some(error) => Err(error),
+            None => Ok(self.ram.holds_writes()),
+        }
     }
 
     /// KVM_RUN without entering the guest: finishes a port, MMIO or MSR access, after which state is that
@@ -145,7 +198,11 @@ impl KvmVcpu {
             }
             // Space that is not RAM reads as all ones, which has been filled in, and swallows writes.
             Reason::MmioRead | Reason::MmioWrite | Reason::TaskPriority => None,
-            Reason::DirtyRingFull => None,
+            Reason::DirtyRingFull => {
+                let ram = self.ram.clone();
+                self.tracker.make_room(&mut |gfn| ram.mark_dirty(gfn));
+                None
+            }
             Reason::Failed(what, bytes) => return Err(self.unable(what, bytes)?),
         })
     }
@@ -314,5 +371,6 @@ impl Vcpu for KvmVcpu {
 impl Drop for KvmVcpu {
     fn drop(&mut self) {
         self.kicker.close();
+        self.ram.set_unasked_writes(None);
     }
 }

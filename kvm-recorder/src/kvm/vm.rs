@@ -1,11 +1,12 @@
 //! How a VM with one vCPU is set up.
 #![expect(unsafe_code, reason = "guest RAM is handed to KVM by address")]
 
+use super::dirty::DirtyLog;
 use super::error::{KvmError, setup};
 use super::host::{Capabilities, Host};
 use super::msrs;
 use kvm_bindings::{
-    CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+    CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_X86_QUIRK_FIX_HYPERCALL_INSN, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     KVM_X86_QUIRK_OUT_7E_INC_RIP, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
@@ -31,17 +32,19 @@ pub(super) fn build(
     host: &Host,
     ram: &Ram,
     cpuid: &CpuidTable,
+    log: DirtyLog,
 ) -> Result<(VmFd, VcpuFd), KvmError> {
     if !ram.absent_frames().is_empty() {
         return Err(KvmError::LazyRam);
     }
     let vm = host.kvm.create_vm().map_err(setup("creating a VM"))?;
     enable(&vm, host.capabilities())?;
+    log.enable(host, &vm)?;
     if ram.bytes() <= TSS_ADDRESS {
         vm.set_tss_address(TSS_ADDRESS as usize)
             .map_err(setup("placing the TSS of real mode"))?;
     }
-    add_ram(&vm, ram, 0)?;
+    add_ram(&vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
     let vcpu = vm.create_vcpu(0).map_err(setup("creating a vCPU"))?;
     // Before any state: the table decides which values of control registers and MSRs KVM takes.
     vcpu.set_cpuid2(&entries(cpuid))
