@@ -302,7 +302,8 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
                 if self.guest.vcpu.save()?.activity == Activity::Halted {
                     return self.halt();
                 }
-                self.journal.stopped(at_window);
+                let known = at_window && self.guest.vcpu.windows_are_exact();
+                self.journal.stopped(known);
             }
             Exit::Shutdown => {
                 self.journal.stopped(false);

@@ -154,6 +154,12 @@ pub trait Vcpu {
     /// open (at once, if it is open now). The request ends when it is reported or withdrawn.
     fn request_interrupt_window(&mut self, wanted: bool);
 
+    /// Whether [`Exit::InterruptWindow`] always comes at the first boundary where the window is open, so
+    /// that "the first open window" names it.
+    fn windows_are_exact(&self) -> bool {
+        true
+    }
+
     /// Delivers an external interrupt at this boundary; takes one step. Wakes a halted vCPU.
     ///
     /// # Errors
@@ -214,6 +220,9 @@ impl<V: Vcpu> Vcpu for &mut V {
     }
     fn request_interrupt_window(&mut self, wanted: bool) {
         (**self).request_interrupt_window(wanted);
+    }
+    fn windows_are_exact(&self) -> bool {
+        (**self).windows_are_exact()
     }
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
         (**self).inject_interrupt(vector)

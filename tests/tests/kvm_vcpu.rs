@@ -1,26 +1,15 @@
 //! The KVM vCPU on /dev/kvm, kept within what a KVM that emulates kernel code can run.
 
 use iced_x86::code_asm::*;
-use kvm_recorder::kvm::{Host, KvmVcpu};
+use kvm_recorder::kvm::{Host, KvmVcpu, probe};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Port, Position};
 use machine::vcpu::{Exit, Vcpu};
 use simuboost_tests::guest::{Guest, asm, layout};
+use simuboost_tests::oracle::kvm::host;
 use simuboost_tests::oracle::vcpu::ram_of;
 use std::sync::Arc;
-
-/// /dev/kvm, or none where there is none: then the tests say so. `SB_REQUIRE_KVM=1` makes that a failure.
-fn host() -> Option<Host> {
-    match Host::open() {
-        Ok(host) => Some(host),
-        Err(error) if std::env::var_os("SB_REQUIRE_KVM").is_none() => {
-            eprintln!("not tested: {error}");
-            None
-        }
-        Err(error) => panic!("SB_REQUIRE_KVM is set: {error}"),
-    }
-}
 
 fn vcpu(host: &Host, ram: Arc<Ram>) -> KvmVcpu {
     KvmVcpu::new(host, ram, &CpuidTable::x86_64_v2()).expect("a VM can be made")
@@ -57,4 +46,12 @@ fn a_guest_computes_and_tells() {
     let mut stored = [0];
     ram.read(GuestPhys(layout::DATA), &mut stored).unwrap();
     assert_eq!(stored, [7]);
+}
+
+#[test]
+fn the_host_can_be_probed() {
+    let Some(host) = host() else { return };
+    let exact = probe::window_is_exact(&host).unwrap();
+    let (instructions, time) = probe::speed(&host).unwrap();
+    eprintln!("windows are exact: {exact}; {instructions} instructions in {time:?}");
 }

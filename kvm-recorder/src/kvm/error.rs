@@ -1,5 +1,6 @@
 //! What can be wrong with KVM before a guest runs.
 
+use super::probe::ProbeError;
 use machine::vcpu::VcpuError;
 use std::io;
 
@@ -23,6 +24,9 @@ pub enum KvmError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// What it does could not be found out.
+    #[error(transparent)]
+    Probe(Box<ProbeError>),
     /// KVM reads RAM without asking, so pages that are loaded on first touch would be missed.
     #[error("KVM needs RAM whose pages are all there")]
     LazyRam,

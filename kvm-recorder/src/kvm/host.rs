@@ -1,6 +1,7 @@
 //! What this host's KVM can do.
 
 use super::error::KvmError;
+use super::probe;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DISABLE_QUIRKS2,
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
@@ -8,6 +9,7 @@ use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_XCRS, KVM_CAP_XSAVE,
 };
 use kvm_ioctls::Kvm;
+use std::sync::OnceLock;
 
 /// The version of the interface since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -16,6 +18,7 @@ const API_VERSION: i32 = 12;
 pub struct Host {
     pub(super) kvm: Kvm,
     capabilities: Capabilities,
+    exact_windows: OnceLock<bool>,
 }
 
 /// What differs between hosts, as the kernel says.
@@ -59,7 +62,25 @@ impl Host {
         if !capabilities.immediate_exit {
             return Err(KvmError::Lacks("immediate exits (Linux 4.13)"));
         }
-        Ok(Self { kvm, capabilities })
+        Ok(Self {
+            kvm,
+            capabilities,
+            exact_windows: OnceLock::new(),
+        })
+    }
+
+    /// Whether interrupt windows are reported where they open, which is tried once
+    /// ([`probe::window_is_exact`]).
+    ///
+    /// # Errors
+    /// [`KvmError::Probe`].
+    pub fn exact_windows(&self) -> Result<bool, KvmError> {
+        if let Some(known) = self.exact_windows.get() {
+            return Ok(*known);
+        }
+        let found = probe::window_is_exact(self);
+        let found = found.map_err(|source| KvmError::Probe(Box::new(source)))?;
+        Ok(*self.exact_windows.get_or_init(|| found))
     }
 
     /// What it can do.

@@ -20,6 +20,7 @@ mod host;
 mod ioctls;
 mod kick;
 mod msrs;
+pub mod probe;
 mod registers;
 mod run_page;
 mod state;

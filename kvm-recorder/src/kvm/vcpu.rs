@@ -50,6 +50,8 @@ pub struct KvmVcpu {
     window_requested: bool,
     /// What KVM said of the interrupt window when it last came back.
     window_open: bool,
+    /// Whether windows are reported where they open.
+    exact_windows: bool,
     activity: Activity,
     /// TSC_AUX, which the guest has no instruction to read or write.
     tsc_aux: u64,
@@ -81,6 +83,18 @@ impl KvmVcpu {
         cpuid: &CpuidTable,
         tracking: Tracking,
     ) -> Result<Self, KvmError> {
+        let mut vcpu = Self::build(host, ram, cpuid, tracking)?;
+        vcpu.exact_windows = host.exact_windows()?;
+        Ok(vcpu)
+    }
+
+    /// The vCPU, with interrupt windows that are not known to be exact.
+    pub(super) fn build(
+        host: &Host,
+        ram: Arc<Ram>,
+        cpuid: &CpuidTable,
+        tracking: Tracking,
+    ) -> Result<Self, KvmError> {
         let (vm, mut fd) = vm::build(host, &ram, cpuid, tracking.log)?;
         let (guard, hold_error) = match tracking.hold_writes.then(|| WriteGuard::start(ram.clone()))
         {
@@ -102,6 +116,7 @@ impl KvmVcpu {
             pending: Pending::None,
             window_requested: false,
             window_open: false,
+            exact_windows: false,
             activity: Activity::Running,
             tsc_aux: 0,
             thread: None,
@@ -314,6 +329,10 @@ impl Vcpu for KvmVcpu {
 
     fn request_interrupt_window(&mut self, wanted: bool) {
         self.window_requested = wanted;
+    }
+
+    fn windows_are_exact(&self) -> bool {
+        self.exact_windows
     }
 
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
