@@ -14,6 +14,7 @@ pub mod conformance;
 pub mod cpuid;
 pub mod devices;
 pub mod memory;
+pub mod msr;
 pub mod ram;
 pub mod saved;
 pub mod state;
