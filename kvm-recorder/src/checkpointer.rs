@@ -213,7 +213,12 @@ impl Checkpointer {
             closed: closed.map(Box::new),
         };
         self.busy = true;
-        self.orders.send(order).map_err(|_| SinkFailed)
+        self.orders.send(order).map_err(|_| SinkFailed)?;
+        if self.ram.holds_writes() {
+            return Ok(());
+        }
+        // The vCPU would write pages before they are copied, so it stands still until they are.
+        self.wait_for_copier()
     }
 
     /// A page that the log refers to.
@@ -271,6 +276,7 @@ fn copy_all(ram: &Ram, orders: &Receiver<Order>, done: &Sender<()>) {
         while capture.unsent.load(Ordering::Acquire) > 0 {
             std::thread::sleep(UNSENT);
         }
+        ram.release(&frames);
         capture.queue.send_from_background(Job::Publish(closed));
         if done.send(()).is_err() {
             return;

@@ -5,14 +5,13 @@
 //! [`options`], [`recorder::Recorder`], [`control`], [`summary`]; inside, `journal` (what is logged
 //! and at which position) and `checkpointer` (how pages leave while the guest runs on).
 
-#![forbid(unsafe_code)]
-
 mod alarm;
 mod background;
 pub mod bus;
 mod checkpointer;
 pub mod control;
 mod journal;
+pub mod kvm;
 mod landmark;
 pub mod options;
 pub mod recorder;

@@ -8,6 +8,7 @@ mod bisect;
 mod builtin;
 mod cli;
 mod console;
+mod cores;
 mod demo;
 mod diff;
 mod ending;

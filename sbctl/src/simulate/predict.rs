@@ -3,11 +3,11 @@
 use super::configuration::{Configuration, Instrument};
 use super::memory::available_bytes;
 use super::results::{Results, Speed};
+use crate::cores::cpus;
 use crate::quantity::{Bytes, Grouped};
 use crate::recording::Source;
 use anyhow::Result;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Memory of a worker beside guest pages: the engine's tables and translations.
@@ -98,11 +98,6 @@ fn guess(configuration: &Configuration) -> Speed {
         instructions_per_worker_second: GUESSED_SPEED / slower,
         bytes_per_instruction,
     }
-}
-
-/// The CPUs of the affinity mask and the control groups.
-pub(super) fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 fn default_workers(worker_bytes: u64) -> usize {

@@ -91,7 +91,7 @@ pub(super) fn memory_operand(
         before_wrap,
     };
     if is_canonical(operand.va) {
-        if alignment.is_some_and(|alignment| operand.va % alignment != 0) {
+        if alignment.is_some_and(|alignment| !operand.va.is_multiple_of(alignment)) {
             return Err(Fault::AC);
         }
         if is_canonical(operand.last()) {
