@@ -77,7 +77,8 @@ fn far_pointer(ctx: &mut Context) -> Result<FarPointer, Fault> {
     })
 }
 
-/// Far JMP.
+/// Far JMP. Intel (family 6 model 207) clears the upper half of RSP on the way to compatibility mode; of AMD
+/// it is not known.
 pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -100,6 +101,9 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
             ..target
         },
     )?;
+    if ctx.bus.vendor() == Vendor::Intel {
+        ctx.set_stack_pointer(ctx.gpr(Gpr::Rsp));
+    }
     Ok(Outcome::Mode)
 }
 
