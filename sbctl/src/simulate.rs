@@ -25,6 +25,7 @@ pub(crate) use configuration::{Configuration, InstrumentArguments};
 pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
 pub(crate) use live::{CheckLive, LiveCheck, LiveChecked, Recorded};
+pub(crate) use memory::available_bytes;
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::{Results, beside};
 pub(crate) use worker::{WorkerArguments, run as work};

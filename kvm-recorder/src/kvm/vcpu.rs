@@ -135,6 +135,11 @@ impl KvmVcpu {
         }
     }
 
+    /// The vCPU's descriptor, for what [`super::examine`] tries.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// KVM_RUN without entering the guest: finishes a port, MMIO or MSR access, after which state is that
     /// of a boundary, and makes the shared page say whether the interrupt window is open.
     fn finish(&mut self) -> Result<(), VcpuError> {
