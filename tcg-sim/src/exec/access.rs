@@ -78,8 +78,7 @@ impl Engine {
         };
         let at = Access::at_cpl(kind, self.mode.cpl());
         if alone {
-            check_canonical(va, bytes).map_err(stack_fault)?;
-            self.check_alignment(va, access)?;
+            self.check_address(va, access).map_err(stack_fault)?;
         }
         let second = self.second_part(site, va, access);
         if let Some(second) = second {
@@ -98,7 +97,7 @@ impl Engine {
             if access.write || watched {
                 return Ok(None);
             }
-            self.check_alignment(va, access)?;
+            self.check_address(va, access).map_err(stack_fault)?;
         }
         let soft = &mut self.soft;
         if crosses {
@@ -152,6 +151,16 @@ impl Engine {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))
+    }
+
+    /// #GP for an address that is not canonical, or #AC where the guest asked for it, which comes before the
+    /// #GP of an access that only ends beyond the canonical addresses. MASKMOVDQU stores its upper half first
+    /// (both: Intel family 6 model 207).
+    fn check_address(&self, va: u64, access: MemoryAccess) -> Result<(), Fault> {
+        let halves = access.parts && access.bytes == 16;
+        check_canonical(if halves { va.wrapping_add(8) } else { va }, 1)?;
+        self.check_alignment(va, access)?;
+        check_canonical(va, usize::from(access.bytes))
     }
 
     /// #AC, where the guest asked for it.

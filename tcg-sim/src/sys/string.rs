@@ -411,35 +411,33 @@ fn perform(
             set_accumulator(ctx, size, value);
         }
         (Kind::Scas, (_, Some(to))) => {
-            return compare(
-                ctx,
-                repeat,
-                elements,
-                |_| accumulator,
-                |i| run::load(to, i, elements),
-            );
+            let other = run::Other::Value(accumulator);
+            return compare(ctx, repeat, elements, to, other);
         }
         (Kind::Cmps, (Some(from), Some(to))) => {
-            let first = |i| run::load(from, i, elements);
-            return compare(ctx, repeat, elements, first, |i| run::load(to, i, elements));
+            return compare(ctx, repeat, elements, to, run::Other::Run(from));
         }
         _ => unreachable!("a chunk has the pointers its family uses"),
     }
     elements.count as u64
 }
 
-/// Compares element by element until the repetition ends; flags are those of the last comparison.
+/// Compares elements until the repetition ends; flags are those of the last comparison, of the other
+/// operand with the run at `second`.
 fn compare(
     ctx: &mut Context,
     repeat: Repeat,
     elements: run::Elements,
-    first: impl Fn(usize) -> u64,
-    second: impl Fn(usize) -> u64,
+    second: *const u8,
+    first: run::Other,
 ) -> u64 {
-    let goes_on_when_equal = repeat == Repeat::WhileEqual;
-    let last = (0..elements.count)
-        .find(|&i| (first(i) == second(i)) != goes_on_when_equal)
-        .unwrap_or(elements.count - 1);
-    compare_flags(ctx, elements.size, first(last), second(last));
+    let ends_when_equal = repeat != Repeat::WhileEqual;
+    let last = run::find(second, first, elements, ends_when_equal).unwrap_or(elements.count - 1);
+    let minuend = match first {
+        run::Other::Run(run) => run::load(run, last, elements),
+        run::Other::Value(value) => value,
+    };
+    let subtrahend = run::load(second, last, elements);
+    compare_flags(ctx, elements.size, minuend, subtrahend);
     last as u64 + 1
 }
