@@ -32,7 +32,10 @@ pub(crate) const LOOPS: &[Loop] = &[
     Loop::new("direct jump", 16, jumps),
     Loop::new("indirect jump", 16, indirect),
     Loop::new("call and return", 8, calls),
-    Loop::new("rep movsb of 1 KiB", 1, moves),
+    Loop {
+        rounds: 200_000,
+        ..Loop::new("rep movsb of 1 KiB", 1, moves)
+    },
 ];
 
 impl Loop {

@@ -325,6 +325,9 @@ pub struct CpuState {
     pub fpu: FpuState,
     /// Interrupt shadow at the next boundary.
     pub shadow: Shadow,
+    /// Data breakpoints (DR6 bits 0 to 3) that the instruction hit which opened a shadow of MOV SS: their
+    /// #DB comes after the next instruction. 0 without such a shadow.
+    pub held_breakpoints: u8,
     /// Running, halted or shut down.
     pub activity: Activity,
 }
@@ -353,6 +356,7 @@ impl Default for CpuState {
             msrs: Msrs::default(),
             fpu: FpuState::default(),
             shadow: Shadow::None,
+            held_breakpoints: 0,
             activity: Activity::Running,
         }
     }

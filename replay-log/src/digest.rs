@@ -18,7 +18,7 @@ pub fn register_hash(cpu: &CpuState) -> u64 {
 ///
 /// Left out is what a vCPU may present in more than one way without the guest being able to tell,
 /// or what a hypervisor reports unreliably: the x87 instruction and data pointers and opcode, the
-/// interrupt shadow (no position is taken under one), the hidden part of unusable segments except
+/// interrupt shadow and what it holds back (no position is taken under one), the hidden part of unusable segments except
 /// the bases of FS and GS.
 pub fn state_digest(cpu: &CpuState) -> [u8; 16] {
     let CpuState {
@@ -42,6 +42,7 @@ pub fn state_digest(cpu: &CpuState) -> [u8; 16] {
         msrs,
         fpu,
         shadow: _,
+        held_breakpoints: _,
         activity,
     } = cpu;
     let mut out = Vec::with_capacity(1024);

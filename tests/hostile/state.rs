@@ -114,7 +114,12 @@ fn damage(state: &mut CpuState, rng: &mut Rng) {
                 }
             }
         }
-        12 => state.shadow = rng.pick(&[Shadow::Sti, Shadow::MovSs]),
+        12 => {
+            state.shadow = rng.pick(&[Shadow::Sti, Shadow::MovSs]);
+            if rng.percent(50) {
+                state.held_breakpoints = rng.bits() as u8 & rng.pick(&[0xf, 0xff]);
+            }
+        }
         _ => state.activity = rng.pick(&[Activity::Halted, Activity::Shutdown]),
     }
 }

@@ -329,9 +329,9 @@ mod tests {
                 found: 1
             })
         );
-        blob[16] |= 0x20;
+        blob[16] |= 0x40;
         let error = SavedCpu::from_blob(&blob).unwrap_err();
-        assert!(matches!(error, DecodeError::Components { found: 0x3f, .. }));
+        assert!(matches!(error, DecodeError::Components { found: 0x5f, .. }));
         assert!(error.to_string().contains("record again"));
         blob[10] = 2;
         let error = SavedCpu::from_blob(&blob).unwrap_err();
@@ -340,6 +340,25 @@ mod tests {
         blob[0] = 0;
         let error = SavedCpu::from_blob(&blob).unwrap_err();
         assert!(matches!(error, DecodeError::Magic { .. }));
+    }
+
+    #[test]
+    fn held_breakpoints_are_a_component_only_where_there_are_any() {
+        let mut state = distinct_cpu();
+        let plain = state.save().to_blob();
+        state.held_breakpoints = 5;
+        let held = state.save().to_blob();
+        // A length and a byte more.
+        assert_eq!((held.len(), held[16]), (plain.len() + 5, plain[16] | 0x20));
+        let saved = SavedCpu::from_blob(&held).unwrap();
+        assert_eq!(CpuState::restore(&saved).unwrap(), state);
+        let mut none = held.clone();
+        let at = held.windows(5).position(|w| w == [1, 0, 0, 0, 5]).unwrap();
+        none[at + 4] = 0;
+        assert!(
+            SavedCpu::from_blob(&none).is_err(),
+            "a second encoding of a plain state"
+        );
     }
 
     proptest! {

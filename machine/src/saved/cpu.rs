@@ -5,6 +5,8 @@ use crate::saved::codec::{Code, DecodeError, Decoder, saved};
 
 /// Bits of the first bitmap: general, segments, control, MSRs, execution.
 pub const CORE_COMPONENTS: u64 = 0x1f;
+/// Bit of the first bitmap that is set only if the component says something: held breakpoints.
+pub const HELD_COMPONENT: u64 = 0x20;
 /// Bits of the second bitmap, numbered as in XCR0: x87 and SSE.
 pub const XSTATE_COMPONENTS: u64 = 0x3;
 
@@ -123,6 +125,14 @@ saved! {
 }
 
 saved! {
+    /// Component 5, only where it is not zero: what a shadow holds back.
+    SavedHeld {
+        /// Data breakpoints that MOV SS or POP SS hit, as in bits 0 to 3 of DR6.
+        breakpoints: u8,
+    }
+}
+
+saved! {
     /// XCR0 component 0: x87.
     SavedX87 {
         /// Control word.
@@ -165,6 +175,7 @@ pub struct SavedCpu {
     pub control: SavedControl,
     pub msrs: SavedMsrs,
     pub execution: SavedExecution,
+    pub held: SavedHeld,
     pub x87: SavedX87,
     pub sse: SavedSse,
 }
@@ -188,11 +199,27 @@ fn take<T: Code>(from: &mut Decoder<'_>) -> Result<T, DecodeError> {
     Ok(component)
 }
 
-/// Reads a bitmap of components, all of which must be known and there.
-fn bitmap(from: &mut Decoder<'_>, expected: u64) -> Result<(), DecodeError> {
+/// Reads the component of held breakpoints, which is there only if it is not zero.
+fn held(from: &mut Decoder<'_>, there: bool) -> Result<SavedHeld, DecodeError> {
+    if !there {
+        return Ok(SavedHeld { breakpoints: 0 });
+    }
+    let offset = from.offset();
+    let held: SavedHeld = take(from)?;
+    match held.breakpoints {
+        0 => Err(DecodeError::Value {
+            offset,
+            what: "held breakpoints",
+        }),
+        _ => Ok(held),
+    }
+}
+
+/// Reads a bitmap of components, all of which must be known and, but for `optional` ones, there.
+fn bitmap(from: &mut Decoder<'_>, expected: u64, optional: u64) -> Result<u64, DecodeError> {
     let found = u64::decode(from)?;
-    if found == expected {
-        Ok(())
+    if found & !optional == expected {
+        Ok(found)
     } else {
         Err(DecodeError::Components { found, expected })
     }
@@ -206,29 +233,36 @@ impl Code for SavedCpu {
             control,
             msrs,
             execution,
+            held,
             x87,
             sse,
         } = self;
-        CORE_COMPONENTS.encode(into);
+        let holds = held.breakpoints != 0;
+        let held_bit = if holds { HELD_COMPONENT } else { 0 };
+        (CORE_COMPONENTS | held_bit).encode(into);
         XSTATE_COMPONENTS.encode(into);
         put(general, into);
         put(segments, into);
         put(control, into);
         put(msrs, into);
         put(execution, into);
+        if holds {
+            put(held, into);
+        }
         put(x87, into);
         put(sse, into);
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        bitmap(from, CORE_COMPONENTS)?;
-        bitmap(from, XSTATE_COMPONENTS)?;
+        let core = bitmap(from, CORE_COMPONENTS, HELD_COMPONENT)?;
+        bitmap(from, XSTATE_COMPONENTS, 0)?;
         Ok(Self {
             general: take(from)?,
             segments: take(from)?,
             control: take(from)?,
             msrs: take(from)?,
             execution: take(from)?,
+            held: held(from, core & HELD_COMPONENT != 0)?,
             x87: take(from)?,
             sse: take(from)?,
         })

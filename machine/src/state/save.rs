@@ -2,8 +2,8 @@
 
 use super::{Activity, CpuState, DescriptorTable, FpuState, Msrs, Segment, Shadow};
 use crate::saved::cpu::{
-    SavedControl, SavedCpu, SavedExecution, SavedGeneral, SavedMsrs, SavedSegment, SavedSegments,
-    SavedSse, SavedTable, SavedX87,
+    SavedControl, SavedCpu, SavedExecution, SavedGeneral, SavedHeld, SavedMsrs, SavedSegment,
+    SavedSegments, SavedSse, SavedTable, SavedX87,
 };
 use crate::saved::{InvalidSaved, require};
 
@@ -192,6 +192,7 @@ impl CpuState {
             msrs,
             fpu,
             shadow,
+            held_breakpoints,
             activity,
         } = *self;
         let (x87, sse) = save_fpu(fpu);
@@ -217,6 +218,9 @@ impl CpuState {
             },
             msrs: msrs.into(),
             execution: save_execution(shadow, activity),
+            held: SavedHeld {
+                breakpoints: held_breakpoints,
+            },
             x87,
             sse,
         }
@@ -233,6 +237,7 @@ impl CpuState {
             control,
             msrs,
             execution,
+            held,
             x87,
             sse,
         } = saved;
@@ -258,6 +263,7 @@ impl CpuState {
             msrs: msrs.into(),
             fpu: restore_fpu(x87, sse),
             shadow,
+            held_breakpoints: held.breakpoints,
             activity,
         })
     }

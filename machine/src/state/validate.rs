@@ -1,7 +1,7 @@
 //! Whether a state is one a CPU can be in: what VM entry and the instructions that load these
 //! registers would refuse (SDM vol. 3, 26.3.1 and 2.5; APM vol. 2, 15.5.1).
 
-use super::{CpuState, Seg, Segment, cr0, cr4, efer, rflags};
+use super::{CpuState, Seg, Segment, Shadow, cr0, cr4, efer, rflags};
 
 /// What is wrong with a state. Names the register and shows its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -167,7 +167,11 @@ impl CpuState {
         let fixed = self.dr6 & DR6_FIXED == DR6_FIXED;
         check(fixed, "DR6", self.dr6, "fixed bits are clear")?;
         let fixed = self.dr7 & DR7_FIXED != 0;
-        check(fixed, "DR7", self.dr7, "bit 10 is clear")
+        check(fixed, "DR7", self.dr7, "bit 10 is clear")?;
+        let held = u64::from(self.held_breakpoints);
+        only("held breakpoints", held, 0xf)?;
+        let shadowed = held == 0 || self.shadow == Shadow::MovSs;
+        check(shadowed, "held breakpoints", held, "no shadow of MOV SS")
     }
 
     fn validate_segments(&self) -> Result<(), InvalidState> {

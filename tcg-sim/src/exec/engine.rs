@@ -57,6 +57,8 @@ pub(super) struct PendingRead {
     pub(super) port: Option<(u16, u8)>,
     /// It runs alone: a debug trap may follow.
     pub(super) alone: bool,
+    /// Data breakpoints hit so far, those that a shadow held back before it included.
+    pub(super) held: u64,
 }
 
 /// What a stay in translated code ended with.
@@ -185,6 +187,12 @@ impl Engine {
         counters
     }
 
+    /// The translated code, so that tests see what it depends on.
+    #[doc(hidden)]
+    pub fn translated_code(&self) -> &[u8] {
+        self.soft.cache.code.emitted()
+    }
+
     /// Drops every translation and cached address, which the guest cannot notice (E7).
     pub fn drop_caches(&mut self) {
         self.soft.reset();
@@ -240,6 +248,7 @@ impl Engine {
         self.options.one_instruction_blocks
             || self.step_alone
             || self.cpu.rflags & rflags::TF != 0
+            || self.cpu.held_breakpoints != 0
             || alignment_checked
             || sys::debug::watches_code(&self.cpu, self.cpu.rip)
             // Has no tables of its own.
@@ -269,6 +278,8 @@ impl Engine {
             self.soft.probed().deliver(&event, delivered);
         }
         self.cpu.shadow = Shadow::None;
+        // A fault of the next instruction comes in their place.
+        self.cpu.held_breakpoints = 0;
         self.push();
         self.refresh_mode();
         delivered.is_ok()

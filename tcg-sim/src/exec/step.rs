@@ -11,6 +11,9 @@ use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
+/// The bits of DR6 that name breakpoints.
+const DR6_BREAKPOINTS: u64 = 0xf;
+
 /// What translations of addresses depend on beside CR3.
 pub(super) fn paging_bits(cpu: &CpuState) -> [u64; 3] {
     [
@@ -130,6 +133,7 @@ impl Engine {
                     instruction: *instruction,
                     port: Some((port, size)),
                     alone: self.alone,
+                    held: self.watch_hits,
                 });
                 return Ok(exit(Exit::PortRead {
                     port: Port(port),
@@ -141,6 +145,7 @@ impl Engine {
                     instruction: *instruction,
                     port: None,
                     alone: self.alone,
+                    held: self.watch_hits,
                 });
                 return Ok(exit(Exit::TimestampRead));
             }
@@ -252,7 +257,8 @@ impl Engine {
         self.cpu.shadow = Shadow::None;
         self.cpu.rflags &= !rflags::RF;
         let armed = self.cpu.dr7 & 0xff != 0;
-        (self.watch_hits, self.retired, self.single_step) = (0, false, None);
+        self.watch_hits = u64::from(std::mem::take(&mut self.cpu.held_breakpoints));
+        (self.retired, self.single_step) = (false, None);
         self.soft.watched = armed.then(Vec::new);
         self.rep_limit = if self.traced || armed {
             1
@@ -267,6 +273,9 @@ impl Engine {
         let left = left?;
         let iterated = self.rep_iterations > iterations;
         if matches!(left, Left::Boundary) && (self.retired || iterated) {
+            if self.cpu.shadow == Shadow::MovSs {
+                self.cpu.held_breakpoints = (self.watch_hits & DR6_BREAKPOINTS) as u8;
+            }
             return Ok(self.debug_trap(iterated));
         }
         Ok(left)
@@ -335,10 +344,9 @@ impl Engine {
     }
 
     /// The debug trap of an instruction whose read is complete. A triple fault shows at the boundary.
-    pub(super) fn trap_after_read(&mut self, port: Option<(u16, u8)>, mid_rep: bool) {
-        self.watch_hits = port.map_or(0, |(port, size)| {
-            sys::debug::port_hits(&self.cpu, port, size)
-        });
+    pub(super) fn trap_after_read(&mut self, read: &PendingRead, mid_rep: bool) {
+        let hits = |(port, size)| sys::debug::port_hits(&self.cpu, port, size);
+        self.watch_hits = read.held | read.port.map_or(0, hits);
         self.collect_watched();
         self.single_step = None;
         self.debug_trap(mid_rep);

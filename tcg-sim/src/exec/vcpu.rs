@@ -64,7 +64,7 @@ impl Vcpu for Engine {
         self.push();
         self.mode_changed();
         if let (true, Ok(mid_rep)) = (pending.alone, trap) {
-            self.trap_after_read(pending.port, mid_rep);
+            self.trap_after_read(&pending, mid_rep);
         }
         Ok(())
     }

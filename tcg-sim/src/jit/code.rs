@@ -95,6 +95,13 @@ impl CodeMemory {
         self.used = (self.used + code.len()).next_multiple_of(16);
     }
 
+    /// All code but the gates, as it is now, with what was patched into it.
+    pub(crate) fn emitted(&self) -> &[u8] {
+        // SAFETY: within the writable mapping, whose first `used` bytes were written; nothing writes while
+        // the slice is borrowed, since that takes the memory mutably.
+        unsafe { std::slice::from_raw_parts(self.write.add(self.start), self.used - self.start) }
+    }
+
     /// Forgets all code but the gates.
     pub(crate) fn clear(&mut self) {
         self.used = self.start;

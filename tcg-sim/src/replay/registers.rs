@@ -68,6 +68,7 @@ fn named(cpu: &CpuState) -> Named {
         msrs,
         fpu,
         shadow,
+        held_breakpoints,
         activity,
     } = cpu;
     let mut out = Named::new();
@@ -111,6 +112,7 @@ fn named(cpu: &CpuState) -> Named {
         &mut out,
         &[
             ("interrupt shadow", *shadow as u64),
+            ("held breakpoints", u64::from(*held_breakpoints)),
             ("activity", *activity as u64),
         ],
     );
@@ -229,6 +231,7 @@ mod tests {
             ("interrupt shadow", |c| {
                 c.shadow = machine::state::Shadow::Sti
             }),
+            ("held breakpoints", |c| c.held_breakpoints ^= 1),
             ("activity", |c| {
                 c.activity = machine::state::Activity::Halted
             }),

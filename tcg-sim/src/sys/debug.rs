@@ -4,7 +4,9 @@
 //! - Instruction breakpoints are faults, checked before the instruction unless RF is set. A MOV SS
 //!   shadow does not hide them on AMD (it does on Intel).
 //! - Data and I/O breakpoints and single-step are traps after the instruction (after each iteration
-//!   of a REP). A MOV SS shadow drops those of the instruction that opened it.
+//!   of a REP). A MOV SS shadow drops the single step of the instruction that opened it and holds its data
+//!   breakpoints back until the next instruction has retired (seen under ptrace on an Intel processor,
+//!   family 6 model 207; an INT n is entered first). A fault of that instruction drops them.
 //! - All traps of one boundary become one #DB with the union of their DR6 bits.
 
 use super::{Event, EventKind, Fault, Vendor};
@@ -122,7 +124,7 @@ pub fn single_steps(instr: &Instruction, tf_before: bool, cpu: &CpuState) -> boo
 }
 
 /// The #DB trap of a boundary: `hits` of data and I/O breakpoints, and single-step. `None` without
-/// either, and behind MOV SS and POP SS, where the traps are dropped.
+/// either, and behind MOV SS and POP SS, where the caller holds hits back.
 pub fn trap(cpu: &CpuState, hits: u64, single_step: bool, mid_rep: bool) -> Option<Event> {
     let dr6 = hits | if single_step { DR6_BS } else { 0 };
     if dr6 == 0 || cpu.shadow == Shadow::MovSs {
