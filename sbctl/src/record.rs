@@ -202,7 +202,7 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
     progress.finish_and_clear();
     let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
     let mut report = Report::new(&arguments.name, &summary, stored, guest_thread);
-    report.live_check = live.finish();
+    report.live_check = live.finish(environment.interrupt.requested());
     report.sbctl = environment.command();
     Ok(report)
 }

@@ -45,7 +45,7 @@ pub(crate) enum CheckLive {
     Auto,
     /// Never
     No,
-    /// All the time, with low priority; at least one interval
+    /// All the time, with low priority; at least one interval, unless Ctrl-C ends the recording
     Yes,
 }
 
@@ -77,6 +77,7 @@ pub(crate) struct Recorded {
 /// Checks that are going on.
 pub(crate) struct LiveCheck {
     ending: Arc<AtomicBool>,
+    hurry: Arc<AtomicBool>,
     thread: Option<JoinHandle<LiveChecked>>,
     outcome: LiveChecked,
 }
@@ -86,6 +87,7 @@ impl LiveCheck {
     pub(crate) fn start(wanted: CheckLive, recorded: Recorded) -> Self {
         let mut this = Self {
             ending: Arc::default(),
+            hurry: Arc::default(),
             thread: None,
             outcome: LiveChecked::default(),
         };
@@ -105,6 +107,7 @@ impl LiveCheck {
             wanted,
             recorded,
             ending: Arc::clone(&this.ending),
+            hurry: Arc::clone(&this.hurry),
             done: BTreeSet::new(),
             meter: SpareMeter::new(),
             outcome: LiveChecked {
@@ -120,8 +123,9 @@ impl LiveCheck {
         this
     }
 
-    /// The recording has ended.
-    pub(crate) fn finish(mut self) -> LiveChecked {
+    /// The recording has ended. If Ctrl-C ended it, nobody wants to wait for a check.
+    pub(crate) fn finish(mut self, interrupted: bool) -> LiveChecked {
+        self.hurry.store(interrupted, Ordering::Release);
         self.end();
         std::mem::take(&mut self.outcome)
     }
@@ -136,7 +140,9 @@ impl LiveCheck {
 }
 
 impl Drop for LiveCheck {
+    /// Without [`LiveCheck::finish`] the recording has failed.
     fn drop(&mut self) {
+        self.hurry.store(true, Ordering::Release);
         self.end();
     }
 }
@@ -145,6 +151,7 @@ struct Checker {
     wanted: CheckLive,
     recorded: Recorded,
     ending: Arc<AtomicBool>,
+    hurry: Arc<AtomicBool>,
     /// Intervals that were checked.
     done: BTreeSet<u64>,
     meter: SpareMeter,
@@ -183,9 +190,17 @@ impl Checker {
         self.ending.load(Ordering::Acquire)
     }
 
+    /// How long a check may go on when the recording has ended.
+    fn patience(&self) -> Duration {
+        match self.wanted {
+            CheckLive::Yes if !self.hurry.load(Ordering::Acquire) => AT_THE_END,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Whether there is no need for further checks.
     fn is_over(&self) -> bool {
-        self.ending() && (self.wanted == CheckLive::Auto || self.outcome.checked > 0)
+        self.ending() && (self.patience().is_zero() || self.outcome.checked > 0)
     }
 
     fn check_until_the_end(&mut self) -> Result<()> {
@@ -248,17 +263,11 @@ impl Checker {
         simulator.process.send(Command::Simulate(interval));
         let mut ended = None;
         loop {
-            if self.ending() {
-                let patience = match self.wanted {
-                    CheckLive::Yes => AT_THE_END,
-                    CheckLive::Auto | CheckLive::No => Duration::ZERO,
-                };
-                if ended.get_or_insert_with(Instant::now).elapsed() >= patience {
-                    // Dropping the simulator cancels what is under way.
-                    self.done.insert(interval);
-                    self.wanted = CheckLive::Auto;
-                    return Ok(());
-                }
+            if self.ending() && ended.get_or_insert_with(Instant::now).elapsed() >= self.patience()
+            {
+                // Dropping the simulator cancels what is under way.
+                self.wanted = CheckLive::Auto;
+                return Ok(());
             }
             match simulator.process.events.recv_timeout(LOOK_FOR_END) {
                 Ok(Event::Finished(_)) => break,
