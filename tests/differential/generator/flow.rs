@@ -187,7 +187,7 @@ impl Generator {
         self.push(Item::new(transfer, &[]));
     }
 
-    /// A far transfer to this code segment, or to one that faults.
+    /// A far transfer to this code segment, to the 32-bit one, or to one that faults.
     pub(super) fn far(&mut self) {
         let code = self.forms.far[self.rng.below(self.forms.far.len())];
         let bytes = match code.op_code().operand_size() {
@@ -196,7 +196,9 @@ impl Generator {
             _ => 8,
         };
         let selector = match self.rng.below(10) {
-            0..=6 => 0x33,
+            0..=4 => 0x33,
+            // What follows is 32-bit code then.
+            5..=6 => 0x23,
             _ => self
                 .rng
                 .pick(&[0, 3, 0x10, 0x2b, 0x30, 0x33, 0x7f, 0x88, 0xfff8]),
