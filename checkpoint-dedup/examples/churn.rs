@@ -136,6 +136,7 @@ fn collect(repository: &Repository, dice: &mut Dice) -> Result<(), Error> {
     }
     let options = GcOptions {
         writers: Duration::from_secs(2),
+        recompress: dice.roll(3) == 0,
         ..GcOptions::default()
     };
     repository.gc(options, &Silent)?.run(&Silent)?;

@@ -40,22 +40,24 @@ pub(crate) struct SledCatalogue(sled::Db);
 const CACHE_BYTES: u64 = 8 << 20;
 
 impl SledCatalogue {
-    /// Opens the catalogue of a repository. It may be in use by another process, or broken; sled
-    /// is known to panic on damaged files.
+    /// Opens the catalogue of a repository. It may be in use by another process, or broken.
     pub(crate) fn open(repository: &Path) -> Result<Self, Error> {
         let config = sled::Config::new()
             .path(repository.join("catalogue"))
             .cache_capacity(CACHE_BYTES)
             .mode(sled::Mode::LowSpace);
-        match catch_unwind(AssertUnwindSafe(|| config.open())) {
-            Ok(opened) => opened.map(Self).map_err(failed),
-            Err(_) => Err(Error::Catalogue("sled panicked on its files".to_owned())),
-        }
+        guarded(|| config.open().map(Self).map_err(failed))
     }
 
     fn tree(&self, shelf: Shelf) -> Result<sled::Tree, Error> {
         self.0.open_tree(shelf.name()).map_err(failed)
     }
+}
+
+/// Sled is known to panic on damaged files, when they are opened and later.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let panicked = |_| Err(Error::Catalogue("sled panicked on its files".to_owned()));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked)
 }
 
 fn failed(error: sled::Error) -> Error {
@@ -64,28 +66,33 @@ fn failed(error: sled::Error) -> Error {
 
 impl Catalogue for SledCatalogue {
     fn get(&self, shelf: Shelf, key: &[u8]) -> Option<Vec<u8>> {
-        let sealed = self.tree(shelf).ok()?.get(key).ok()??;
+        let get = || self.tree(shelf)?.get(key).map_err(failed);
+        let sealed = guarded(get).ok()??;
         open(&FACTS, &sealed).ok().map(<[u8]>::to_vec)
     }
 
     fn put(&self, shelf: Shelf, key: &[u8], facts: &[u8]) -> Result<(), Error> {
-        let inserted = self.tree(shelf)?.insert(key, seal(&FACTS, facts));
-        inserted.map(drop).map_err(failed)
+        guarded(|| {
+            let inserted = self.tree(shelf)?.insert(key, seal(&FACTS, facts));
+            inserted.map(drop).map_err(failed)
+        })
     }
 
     fn retain(&self, shelf: Shelf, keep: &dyn Fn(&[u8]) -> bool) -> Result<(), Error> {
-        let tree = self.tree(shelf)?;
-        for key in tree.iter().keys() {
-            let key = key.map_err(failed)?;
-            if !keep(&key) {
-                tree.remove(key).map_err(failed)?;
+        guarded(|| {
+            let tree = self.tree(shelf)?;
+            for key in tree.iter().keys() {
+                let key = key.map_err(failed)?;
+                if !keep(&key) {
+                    tree.remove(key).map_err(failed)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn flush(&self) -> Result<(), Error> {
-        self.0.flush().map(drop).map_err(failed)
+        guarded(|| self.0.flush().map(drop).map_err(failed))
     }
 }
 

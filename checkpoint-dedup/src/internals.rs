@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, Local};
-use crate::codec::edit::{Effort, Matcher, apply};
+use crate::codec::edit::apply;
 use crate::codec::group::{Group, GroupName};
+use crate::codec::matcher::{Effort, Matcher};
 use crate::condemned::Condemned;
 use crate::envelope::{self, Kind};
 use crate::error::FormatError;
@@ -149,7 +150,11 @@ pub fn encode(page: &Page, bases: &[&Page]) -> Encoded {
     thread_local! {
         static MATCHER: std::cell::RefCell<Matcher> = std::cell::RefCell::new(Matcher::new());
     }
-    let effort = Effort { chain: 4, step: 1 };
+    let effort = Effort {
+        chain: 4,
+        step: 4,
+        patience: 6,
+    };
     let edit = MATCHER.with_borrow_mut(|matcher| matcher.encode(page, bases, effort));
     (edit.tokens, edit.literals)
 }

@@ -227,3 +227,44 @@ fn is_somewhere(repository: &Repository, of: &str, expected: &Moment) -> bool {
             .any(|n| moment(&recording, n.0).unwrap() == *expected)
     })
 }
+
+/// The catalogue is derived: damage in it is noticed or harmless.
+#[test]
+fn a_flipped_byte_in_the_catalogue_changes_no_statistics() {
+    let scene = scene();
+    let open = || Repository::open(&scene.root).unwrap();
+    let expected = open().stats(None, &Silent).unwrap();
+    open().rebuild_index(&Silent).unwrap();
+    let place = scene.root.join("catalogue");
+    let pristine: Vec<(PathBuf, Vec<u8>)> = files(&place)
+        .iter()
+        .map(|file| (place.join(file), fs::read(place.join(file)).unwrap()))
+        .filter(|(_, bytes)| !bytes.is_empty())
+        .collect();
+    assert!(!pristine.is_empty());
+    let mut dice = Dice::new(3);
+    for (path, good) in &pristine {
+        for round in 0..4 + places() {
+            // Most of a file of sled is empty.
+            let used = good.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
+            let at = dice.roll(if round % 2 == 0 { used } else { good.len() });
+            let mut bad = good.clone();
+            bad[at] ^= 1 << dice.roll(8);
+            fs::write(path, &bad).unwrap();
+            let found = catch_unwind(AssertUnwindSafe(|| open().stats(None, &Silent)));
+            let what = format!("{} byte {at}", path.display());
+            let found = found.unwrap_or_else(|_| panic!("{what}")).unwrap();
+            // The index is not part of what the catalogue knows.
+            let same = Stats {
+                index_bytes: expected.index_bytes,
+                ..found
+            };
+            assert_eq!(same, expected, "{what}");
+            fs::remove_dir_all(&place).unwrap();
+            for (path, good) in &pristine {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, good).unwrap();
+            }
+        }
+    }
+}

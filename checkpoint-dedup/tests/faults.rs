@@ -71,23 +71,24 @@ fn ingest(
     Ok(())
 }
 
-fn gc(files: &SimFiles, repository: &Repository) -> Result<GcReport, Error> {
+fn gc(files: &SimFiles, repository: &Repository, recompress: bool) -> Result<GcReport, Error> {
     die(files);
     let options = GcOptions {
         patience: Patience::default(),
         writers: Duration::ZERO,
+        recompress,
     };
     repository.gc(options, &Silent)?.run(&Silent)
 }
 
-/// Ingest, remove, collect, ingest again, trim, collect.
+/// Ingest, remove, collect, ingest again, trim, collect and recompress.
 fn scenario(files: &SimFiles, journal: &mut Journal) -> Result<(), Error> {
     let repository = repository(files)?;
     ingest(files, &repository, "old", 2, 1, journal)?;
     ingest(files, &repository, "a", 4, 1, journal)?;
     journal.removing.push((files.operations(), "old".into(), 9));
     repository.remove(&name("old"))?;
-    gc(files, &repository)?;
+    gc(files, &repository, false)?;
     ingest(files, &repository, "b", 2, 1, journal)?;
     die(files);
     journal.removing.push((files.operations(), "a".into(), 2));
@@ -96,7 +97,7 @@ fn scenario(files: &SimFiles, journal: &mut Journal) -> Result<(), Error> {
         to: None,
     };
     repository.trim(&name("a"), range)?;
-    gc(files, &repository)?;
+    gc(files, &repository, true)?;
     Ok(())
 }
 
@@ -138,7 +139,7 @@ fn verify(files: &SimFiles, journal: &Journal, before: u64, contents: &Journal, 
     assert!(report.is_clean(), "{what}: {:#?}", report.damages);
     let mut more = Journal::default();
     ingest(files, &repository, "more", 2, 1, &mut more).unwrap();
-    gc(files, &repository).unwrap();
+    gc(files, &repository, false).unwrap();
     let recording = repository.recording(&name("more")).unwrap();
     for (_, _, number, expected) in &more.published {
         assert!(moment(&recording, *number).unwrap() == *expected, "{what}");
@@ -236,7 +237,7 @@ fn a_full_disk_and_lost_permissions_are_named_and_lose_nothing() {
         assert!(report.is_clean(), "{:#?}", report.damages);
         files.heal();
         die(&files);
-        gc(&files, &second).unwrap();
+        gc(&files, &second, false).unwrap();
         assert_reads(&second, "a", &history);
         assert_clean(&second);
     }

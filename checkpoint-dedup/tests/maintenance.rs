@@ -259,3 +259,66 @@ fn statistics_add_up() {
     assert_eq!(repository.stats(None, &Silent).unwrap(), stats);
     drop(held);
 }
+
+#[test]
+fn recompression_makes_it_smaller_and_changes_nothing_that_is_read() {
+    let (directory, repository) = new();
+    let a = record(&repository, "a", 200, 12, 5).unwrap();
+    let b = record(&repository, "b", 200, 6, 9).unwrap();
+    let before = stored_bytes(&directory);
+    let options = GcOptions {
+        recompress: true,
+        ..GcOptions::default()
+    };
+    let plan = repository.gc(options, &Silent).unwrap();
+    assert!(plan.recompresses() && plan.rewritten_packs() > 0);
+    let report = plan.run(&Silent).unwrap();
+    assert!(report.recompressed_pages > 0, "{report:?}");
+    assert!(stored_bytes(&directory) < before, "{report:?}");
+    for (name, history) in [("a", &a), ("b", &b)] {
+        assert_reads(&repository, name, history);
+    }
+    assert_clean(&repository);
+    // Readers with a new index, and a second run, which finds little to do.
+    let fresh = Repository::open(directory.path().join("r")).unwrap();
+    assert_reads(&fresh, "a", &a);
+    let again = fresh.gc(options, &Silent).unwrap().run(&Silent).unwrap();
+    assert!(again.recompressed_pages < report.recompressed_pages);
+    assert_reads(&fresh, "b", &b);
+    assert_clean(&fresh);
+}
+
+/// Cancels at a step.
+struct CancelAt(std::sync::atomic::AtomicI64);
+
+impl Progress for CancelAt {
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) <= 0
+    }
+}
+
+#[test]
+fn recompression_can_be_interrupted_anywhere() {
+    let (_directory, repository) = new();
+    let a = record(&repository, "a", 60, 6, 1).unwrap();
+    let options = GcOptions {
+        recompress: true,
+        ..GcOptions::default()
+    };
+    let (mut interrupted, mut step) = (0, 0);
+    loop {
+        let cancel = CancelAt(step.into());
+        let done = repository
+            .gc(options, &cancel)
+            .and_then(|plan| plan.run(&cancel));
+        assert_reads(&repository, "a", &a);
+        match done {
+            Err(Error::Interrupted) => interrupted += 1,
+            Ok(_) => break,
+            Err(error) => panic!("step {step}: {error}"),
+        }
+        step += 1;
+    }
+    assert!(interrupted > 5, "{interrupted}");
+    assert_clean(&repository);
+}

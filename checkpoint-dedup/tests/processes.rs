@@ -198,3 +198,78 @@ fn a_second_writer_is_told_who_holds_the_lock() {
     record(&repository, "mine", 4, 1, 1).unwrap();
     assert_clean(&repository);
 }
+
+/// A small file system that is there while this lives; needs root.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new(bytes: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]);
+        mount.arg(directory.path()).stderr(Stdio::null());
+        mount
+            .status()
+            .is_ok_and(|done| done.success())
+            .then(|| Self(directory))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Runs a writer until it cannot write any more; says what it said, and checks what it left.
+fn until_it_fails(root: &Path, mut command: Command) -> String {
+    command.args([root.to_str().unwrap(), "7", "write"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.unwrap();
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.read(child.stdout.take().unwrap());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!acknowledged.published.is_empty());
+    acknowledged.verify(root);
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_disk_that_is_really_full_is_named_and_loses_nothing() {
+    // Without root there is no small disk; the next test needs none.
+    let Some(disk) = Mounted::new(3 << 20) else {
+        return;
+    };
+    let root = disk.0.path().join("r");
+    let said = until_it_fails(&root, Command::new(churn()));
+    assert!(
+        said.contains("No space left") && said.contains(root.to_str().unwrap()),
+        "{said}"
+    );
+    // Space that comes free is used again.
+    let repository = Repository::open(&root).unwrap();
+    let first = repository.recordings().unwrap().remove(0);
+    repository.remove(&first.name).unwrap();
+    collect(&repository).unwrap();
+    record(&repository, "after", 20, 2, 1).unwrap();
+    assert_clean(&repository);
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_named_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("r");
+    // The limit is in blocks of 512 bytes; a first checkpoint is larger than what it allows.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+    shell.arg(churn());
+    let said = until_it_fails(&root, shell);
+    assert!(
+        said.contains("File too large") && said.contains(root.to_str().unwrap()),
+        "{said}"
+    );
+}

@@ -179,6 +179,12 @@ fn what_is_removed_is_planned_shown_and_collected() {
     let done = scene.json(0, &["gc"]);
     assert!(done["done"]["freed_bytes"].as_u64().unwrap() > 0);
     assert_eq!(done["done"]["pending_bytes"], 0);
+    let planned = scene.json(0, &["gc", "--recompress", "--dry-run"]);
+    assert!(planned["plan"]["rewritten_packs"].as_u64().unwrap() > 0);
+    assert!(planned["plan"]["recompress"] == true && planned["done"].is_null());
+    let done = scene.json(0, &["gc", "--recompress"]);
+    assert!(done["done"]["written_bytes"].as_u64().unwrap() > 0);
+    assert!(done["done"]["recompressed_pages"].is_u64());
     scene.text(0, &["check", "--read-data"]);
     scene.text(0, &["export", "c", "3", "still"]);
     assert!(fs::read(scene.path("still")).unwrap() == dump(3));

@@ -9,13 +9,10 @@
 
 use crate::error::FormatError;
 use crate::id::{PAGE_BYTES, Page};
-use crate::wire::{Input, Output, unzigzag, zigzag};
+use crate::wire::{Input, Output, unzigzag};
 
 /// Shortest copy.
-const MIN_COPY: usize = 4;
-/// Shortest copy from somewhere unexpected: its source code costs up to three bytes.
-const MIN_FAR_COPY: usize = 8;
-const HASH_BITS: u32 = 13;
+pub(super) const MIN_COPY: usize = 4;
 
 /// An encoded page.
 #[derive(Default, Clone)]
@@ -27,7 +24,7 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
-    fn whole(page: &Page) -> Self {
+    pub(crate) fn whole(page: &Page) -> Self {
         let mut edit = Self::default();
         edit.push(page, 0, PAGE_BYTES, None);
         edit
@@ -38,7 +35,14 @@ impl Edit {
         self.literals.len() * 7 / 8 + self.tokens.len() * 3 / 4
     }
 
-    fn push(&mut self, page: &Page, start: usize, count: usize, copy: Option<(usize, u64)>) {
+    /// Appends `count` literals from `start` and then a copy: its length and source code.
+    pub(super) fn push(
+        &mut self,
+        page: &Page,
+        start: usize,
+        count: usize,
+        copy: Option<(usize, u64)>,
+    ) {
         let length_code = copy.map_or(0, |(length, _)| length - MIN_COPY + 1);
         self.tokens
             .push((count.min(15) << 4 | length_code.min(15)) as u8);
@@ -56,220 +60,6 @@ impl Edit {
             self.literal_runs.push((start as u16, count as u16));
         }
     }
-}
-
-/// How hard to look for copies.
-#[derive(Clone, Copy)]
-pub(crate) struct Effort {
-    /// Candidates tried per position; 0 looks only where the last copy or base 0 would go on.
-    pub(crate) chain: usize,
-    /// Distance of the positions of the bases that are indexed.
-    pub(crate) step: usize,
-}
-
-/// Finds copies; owns the tables, so keep one per thread.
-pub(crate) struct Matcher {
-    heads: Vec<u16>,
-    chain: Vec<u16>,
-}
-
-/// A copy found.
-#[derive(Clone, Copy)]
-struct Found {
-    /// Start in the page (may lie before the position searched from).
-    start: usize,
-    source: usize,
-    length: usize,
-    gain: isize,
-}
-
-/// Where the encoder stands.
-struct State<'a> {
-    page: &'a Page,
-    bases: &'a [&'a Page],
-    literal_start: usize,
-    /// Source after the last copy.
-    source_end: usize,
-}
-
-impl State<'_> {
-    /// Where source code 0 reads for a copy that starts at `position`.
-    fn expected(&self, position: usize) -> usize {
-        self.source_end + position - self.literal_start
-    }
-
-    fn source_code(&self, start: usize, source: usize) -> u64 {
-        let expected = self.expected(start);
-        match source {
-            s if s == expected => 0,
-            s if s == start => 1,
-            s => 2 + zigzag(s as i64 - expected as i64),
-        }
-    }
-
-    /// The copy from `source` that covers `position`, extended both ways.
-    fn extend(&self, position: usize, source: usize, backwards: bool) -> Option<Found> {
-        let base = self.bases.get(source / PAGE_BYTES)?;
-        let offset = source % PAGE_BYTES;
-        let mut length = common(&self.page[position..], &base[offset..]);
-        let mut back = 0;
-        if backwards {
-            let most = (position - self.literal_start).min(offset);
-            while back < most && self.page[position - back - 1] == base[offset - back - 1] {
-                back += 1;
-            }
-        }
-        length += back;
-        let start = position - back;
-        let cost = match self.source_code(start, source - back) {
-            0 => 1,
-            1 => 2,
-            code if code < 128 => 3,
-            code if code < 16384 => 4,
-            _ => 5,
-        };
-        let min = if cost < 3 { MIN_COPY } else { MIN_FAR_COPY };
-        (length >= min).then(|| Found {
-            start,
-            source: source - back,
-            length,
-            gain: length as isize - cost,
-        })
-    }
-}
-
-impl Matcher {
-    pub(crate) fn new() -> Self {
-        Self {
-            heads: vec![0; 1 << HASH_BITS],
-            chain: Vec::new(),
-        }
-    }
-
-    /// Encodes a page against its bases.
-    pub(crate) fn encode(&mut self, page: &Page, bases: &[&Page], effort: Effort) -> Edit {
-        if bases.is_empty() {
-            return Edit::whole(page);
-        }
-        if effort.chain > 0 {
-            self.index(bases, effort.step);
-        }
-        let mut edit = Edit::default();
-        let mut state = State {
-            page,
-            bases,
-            literal_start: 0,
-            source_end: 0,
-        };
-        let mut position = 0;
-        while position + MIN_COPY <= PAGE_BYTES {
-            let Some(found) = self.best(&state, position, effort) else {
-                position += 1;
-                continue;
-            };
-            let code = state.source_code(found.start, found.source);
-            let literals = found.start - state.literal_start;
-            edit.push(
-                page,
-                state.literal_start,
-                literals,
-                Some((found.length, code)),
-            );
-            position = found.start + found.length;
-            state.literal_start = position;
-            state.source_end = found.source + found.length;
-        }
-        if state.literal_start < PAGE_BYTES {
-            edit.push(
-                page,
-                state.literal_start,
-                PAGE_BYTES - state.literal_start,
-                None,
-            );
-        }
-        edit
-    }
-
-    fn index(&mut self, bases: &[&Page], step: usize) {
-        self.heads.fill(0);
-        self.chain.resize(bases.len() * PAGE_BYTES, 0);
-        // Later bases first, so that chains meet base 0 first.
-        for (number, base) in bases.iter().enumerate().rev() {
-            for offset in (0..=PAGE_BYTES - 8).step_by(step) {
-                let slot = hash(&base[offset..]);
-                let at = number * PAGE_BYTES + offset;
-                self.chain[at] = self.heads[slot];
-                self.heads[slot] = at as u16 + 1;
-            }
-        }
-    }
-
-    /// The best copy at a position; waits one byte if that gives a better one.
-    fn best(&self, state: &State<'_>, position: usize, effort: Effort) -> Option<Found> {
-        let here = self.candidates(state, position, effort)?;
-        if here.length >= 32 || effort.chain == 0 || position + 1 + MIN_COPY > PAGE_BYTES {
-            return Some(here);
-        }
-        match self.candidates(state, position + 1, effort) {
-            Some(next) if next.gain > here.gain + 1 => Some(next),
-            _ => Some(here),
-        }
-    }
-
-    fn candidates(&self, state: &State<'_>, position: usize, effort: Effort) -> Option<Found> {
-        let mut best = state.extend(position, state.expected(position), false);
-        let mut consider = |found: Option<Found>| {
-            if let Some(found) = found
-                && best.is_none_or(|b| found.gain > b.gain)
-            {
-                best = Some(found);
-            }
-        };
-        consider(state.extend(position, position, false));
-        if effort.chain > 0 && position + 8 <= PAGE_BYTES {
-            let mut at = self.heads[hash(&state.page[position..])];
-            for _ in 0..effort.chain {
-                if at == 0 {
-                    break;
-                }
-                consider(state.extend(position, usize::from(at) - 1, true));
-                at = self.chain[usize::from(at) - 1];
-            }
-        }
-        best
-    }
-}
-
-/// Hash of the first six bytes.
-#[inline]
-fn hash(bytes: &[u8]) -> usize {
-    let word = read8(bytes) << 16;
-    (word.wrapping_mul(0x9e37_79b1_85eb_ca87) >> (64 - HASH_BITS)) as usize
-}
-
-#[inline]
-fn read8(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[..8]);
-    u64::from_le_bytes(word)
-}
-
-/// Length of the common start.
-#[inline]
-fn common(a: &[u8], b: &[u8]) -> usize {
-    let most = a.len().min(b.len());
-    let mut at = 0;
-    while at + 8 <= most {
-        let difference = read8(&a[at..]) ^ read8(&b[at..]);
-        if difference != 0 {
-            return at + difference.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while at < most && a[at] == b[at] {
-        at += 1;
-    }
-    at
 }
 
 /// Rebuilds a page. Everything in `tokens` and `literals` is checked; damage is an error.
@@ -330,9 +120,14 @@ fn read_token(tokens: &mut Input<'_>) -> Result<(usize, usize), FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::matcher::{Effort, Matcher};
     use proptest::prelude::*;
 
-    const HARD: Effort = Effort { chain: 8, step: 1 };
+    const HARD: Effort = Effort {
+        chain: 8,
+        step: 1,
+        patience: 12,
+    };
 
     fn noise(seed: u64) -> Page {
         let mut page = [0; PAGE_BYTES];
@@ -357,7 +152,15 @@ mod tests {
         let mut page = base;
         page[77] ^= 1;
         page[3000..3005].fill(9);
-        let edit = round_trip(&page, &[&base], Effort { chain: 0, step: 1 });
+        let edit = round_trip(
+            &page,
+            &[&base],
+            Effort {
+                chain: 0,
+                step: 1,
+                patience: 12,
+            },
+        );
         assert!(edit.tokens.len() + edit.literals.len() < 24);
     }
 
@@ -397,7 +200,7 @@ mod tests {
             }
             for bases in [&all[..], &all[..1], &[]] {
                 round_trip(&page, bases, HARD);
-                round_trip(&page, bases, Effort { chain: 0, step: 1 });
+                round_trip(&page, bases, Effort { chain: 0, step: 1, patience: 12 });
             }
         }
 

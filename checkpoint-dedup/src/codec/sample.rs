@@ -6,6 +6,10 @@ use crate::index::Item;
 
 /// One window in 2^SAMPLE_BITS is sampled.
 const SAMPLE_BITS: u32 = 5;
+/// Pages that [`select`] compares with each other.
+const MOST_HOLDERS: usize = 64;
+/// The less, the more [`select`] prefers cheap pages.
+const COST_WEIGHT: u32 = 12;
 /// Entries a bucket of the table holds.
 const WAYS: usize = 4;
 
@@ -119,47 +123,51 @@ impl SampleIndex {
     }
 }
 
-/// Up to `most` pages that together hold most of the wanted samples: again and again the page
-/// that holds most of those not covered yet. `allow` may veto a page.
+/// Up to `most` pages that together hold most of the wanted samples, and cost no more than is
+/// `left`: again and again the page that holds most of those not covered yet for its cost. `cost`
+/// says what a page costs, or that it is not to be taken.
 pub(crate) fn select(
     index: &SampleIndex,
     wanted: &[Sample],
     most: usize,
-    mut allow: impl FnMut(Item) -> bool,
+    mut cost: impl FnMut(Item) -> Option<u8>,
+    left: &mut u8,
 ) -> Vec<Item> {
     let wanted = &wanted[..wanted.len().min(256)];
-    let mut holders: Vec<(Item, [u64; 4])> = Vec::new();
+    let mut holders: Vec<(Item, u8, [u64; 4])> = Vec::new();
     for (number, sample) in wanted.iter().enumerate() {
         for item in index.holders(sample.hash) {
             let mask = 1u64 << (number % 64);
             let at = holders
                 .iter()
-                .position(|(held, _)| *held == item)
+                .position(|(held, ..)| *held == item)
                 .unwrap_or(holders.len());
             if at == holders.len() {
-                if at == 64 {
+                if at == MOST_HOLDERS {
                     continue;
                 }
-                holders.push((item, [0; 4]));
+                holders.push((item, cost(item).unwrap_or(u8::MAX), [0; 4]));
             }
-            holders[at].1[number / 64] |= mask;
+            holders[at].2[number / 64] |= mask;
         }
     }
     let mut chosen = Vec::new();
     while chosen.len() < most {
+        holders.retain(|(_, cost, _)| *cost <= *left);
         let count = |covers: &[u64; 4]| covers.iter().map(|word| word.count_ones()).sum::<u32>();
-        let Some(best) = (0..holders.len()).max_by_key(|&i| count(&holders[i].1)) else {
+        let worth = |(_, cost, covers): &(Item, u8, [u64; 4])| {
+            count(covers) * 64 / (COST_WEIGHT + u32::from(*cost))
+        };
+        let Some(best) = (0..holders.len()).max_by_key(|&i| worth(&holders[i])) else {
             break;
         };
-        let (item, covered) = holders.swap_remove(best);
+        let (item, cost, covered) = holders.swap_remove(best);
         if count(&covered) == 0 {
             break;
         }
-        if !allow(item) {
-            continue;
-        }
+        *left -= cost;
         chosen.push(item);
-        for (_, covers) in &mut holders {
+        for (_, _, covers) in &mut holders {
             covers
                 .iter_mut()
                 .zip(covered)
@@ -209,7 +217,7 @@ mod tests {
             ordinal: 2,
         };
         index.insert(item, &of_source);
-        assert_eq!(select(&index, &of_page, 3, |_| true), [item]);
-        assert_eq!(select(&index, &of_page, 3, |_| false), []);
+        assert_eq!(select(&index, &of_page, 3, |_| Some(1), &mut 1), [item]);
+        assert_eq!(select(&index, &of_page, 3, |_| Some(2), &mut 1), []);
     }
 }

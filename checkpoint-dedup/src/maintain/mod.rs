@@ -8,6 +8,7 @@ mod mark;
 mod mover;
 mod progress;
 mod rebuild;
+mod recompress;
 mod remove;
 mod repair;
 mod roots;

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::items::ItemSet;
+use super::progress::Progress;
+use super::recompress::{Recompressor, THOROUGH_LEVEL, Wanted};
 use crate::codec::group::{BaseRef, Group, GroupKind, Record, encode_chunk, encode_pages};
 use crate::codec::sample::SampleIndex;
 use crate::error::Error;
@@ -22,6 +24,8 @@ const LEVEL: i32 = 6;
 /// Moves items. What was moved is visible after [`Mover::finish`] only.
 pub(super) struct Mover<'a> {
     store: &'a Store,
+    level: i32,
+    recompressor: Option<Recompressor<'a>>,
     builder: PackBuilder,
     records: Vec<Record>,
     items: Vec<NewItem>,
@@ -58,6 +62,8 @@ impl<'a> Mover<'a> {
     pub(super) fn new(store: &'a Store) -> Self {
         Self {
             store,
+            level: LEVEL,
+            recompressor: None,
             builder: PackBuilder::new(),
             records: Vec::new(),
             items: Vec::new(),
@@ -70,6 +76,20 @@ impl<'a> Mover<'a> {
         }
     }
 
+    /// A mover that encodes pages anew where that makes them smaller.
+    pub(super) fn recompressing(store: &'a Store, pages: usize) -> Self {
+        Self {
+            level: THOROUGH_LEVEL,
+            recompressor: Some(Recompressor::new(store, pages)),
+            ..Self::new(store)
+        }
+    }
+
+    /// Pages for which recompression found a smaller encoding.
+    pub(super) fn recompressed(&self) -> u64 {
+        self.recompressor.as_ref().map_or(0, |r| r.improved)
+    }
+
     /// Moves the items of a pack that are in `keep`; bases in `gone` are not used any more.
     pub(super) fn pack(
         &mut self,
@@ -77,8 +97,12 @@ impl<'a> Mover<'a> {
         ids: &[ItemId],
         keep: &ItemSet,
         gone: &ItemSet,
+        progress: &dyn Progress,
     ) -> Result<(), Error> {
         for number in 0..meta.groups.len() as u32 {
+            if progress.is_cancelled() {
+                return Err(Error::Interrupted);
+            }
             let first = meta.groups[number as usize].first;
             let wanted: Vec<(u32, Item)> = (first..meta.group_end(number))
                 .filter_map(|index| Some((index, meta.held(index)?)))
@@ -88,12 +112,20 @@ impl<'a> Mover<'a> {
                 continue;
             }
             let group = self.store.group(meta, number)?;
-            for (index, item) in wanted {
-                let new = NewItem {
-                    id: ids[index as usize],
-                    cost: meta.cost(meta.place_of(index)),
-                    moved_from: Some(self.store.index.address(item)),
-                };
+            let new = |index: u32, item: Item| NewItem {
+                id: ids[index as usize],
+                cost: meta.cost(meta.place_of(index)),
+                moved_from: Some(self.store.index.address(item)),
+            };
+            let wanted: Vec<(u32, Item, NewItem)> = wanted
+                .into_iter()
+                .map(|(index, item)| (index, item, new(index, item)))
+                .collect();
+            if self.recompressor.is_some() && group.chunk().is_none() {
+                self.recompress(meta, &group, &wanted)?;
+                continue;
+            }
+            for (index, item, new) in wanted {
                 match group.chunk() {
                     Some(bytes) => self.chunk(new, bytes)?,
                     None => self.page(meta, &group, index, item, new, gone)?,
@@ -103,10 +135,40 @@ impl<'a> Mover<'a> {
         Ok(())
     }
 
+    /// Moves pages of a group, each in the smaller of its old encoding and one that is looked for.
+    fn recompress(
+        &mut self,
+        meta: &Arc<PackMeta>,
+        group: &Group,
+        wanted: &[(u32, Item, NewItem)],
+    ) -> Result<(), Error> {
+        let Some(mut recompressor) = self.recompressor.take() else {
+            return Ok(());
+        };
+        let mut pages = Vec::with_capacity(wanted.len());
+        for &(index, item, new) in wanted {
+            let place = meta.place_of(index);
+            let (tokens, literals) = group.edit(place.slot as usize).unwrap_or_default();
+            pages.push(Wanted {
+                item,
+                cost: new.cost,
+                bases: self.store.base_items(meta, group, place)?,
+                tokens: tokens.to_vec(),
+                literals: literals.to_vec(),
+            });
+        }
+        let chosen = recompressor.smaller(pages)?;
+        self.recompressor = Some(recompressor);
+        for (page, &(_, _, new)) in chosen.into_iter().zip(wanted) {
+            self.record(&page.bases, page.tokens, page.literals, new)?;
+        }
+        Ok(())
+    }
+
     /// Adds a chunk of a blob under an address it has already.
     pub(super) fn chunk(&mut self, new: NewItem, bytes: &[u8]) -> Result<(), Error> {
         self.close_group();
-        let stored = encode_chunk(self.builder.group_name(0), bytes, LEVEL);
+        let stored = encode_chunk(self.builder.group_name(0), bytes, self.level);
         self.builder.push_group(GroupKind::Chunk, &stored, &[new]);
         self.close_pack_if_full()
     }
@@ -211,7 +273,7 @@ impl<'a> Mover<'a> {
                 std::mem::take(&mut self.records),
                 std::mem::take(&mut self.items),
             );
-            let stored = encode_pages(self.builder.group_name(0), &records, LEVEL);
+            let stored = encode_pages(self.builder.group_name(0), &records, self.level);
             self.builder.push_group(GroupKind::Pages, &stored, &items);
         }
     }

@@ -16,6 +16,9 @@ pub(crate) struct GcArguments {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Encode everything anew as small as can be found, which takes long
+    #[arg(long)]
+    recompress: bool,
     /// How long to wait for recorders to let go of what is to be deleted
     #[arg(long, value_name = "TIME", default_value = "30s")]
     wait: Span,
@@ -35,6 +38,7 @@ struct Plan {
     rewritten_packs: usize,
     removed_series: usize,
     expected_bytes: u64,
+    recompress: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,6 +47,7 @@ struct Done {
     written_bytes: u64,
     deleted_packs: u64,
     rebased_pages: u64,
+    recompressed_pages: u64,
     pending_bytes: u64,
     waiting_for: Vec<Waiting>,
 }
@@ -61,6 +66,7 @@ pub(crate) fn run(arguments: GcArguments, environment: &Environment) -> Result<E
     let watch = Watch::new(&environment.interrupt);
     let options = GcOptions {
         writers: arguments.wait.0,
+        recompress: arguments.recompress,
         ..GcOptions::default()
     };
     let plan = repository.gc(options, &watch)?;
@@ -85,6 +91,7 @@ impl From<&GcPlan> for Plan {
             rewritten_packs: plan.rewritten_packs(),
             removed_series: plan.removed_series(),
             expected_bytes: plan.expected_bytes(),
+            recompress: plan.recompresses(),
         }
     }
 }
@@ -102,6 +109,7 @@ impl From<GcReport> for Done {
             written_bytes: report.written_bytes,
             deleted_packs: report.deleted_packs,
             rebased_pages: report.rebased_pages,
+            recompressed_pages: report.recompressed_pages,
             pending_bytes: report.pending_bytes,
             waiting_for: waiting_for.collect(),
         }

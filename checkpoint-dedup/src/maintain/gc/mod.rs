@@ -29,6 +29,9 @@ pub struct GcOptions {
     /// How long to wait for live writers to let go of what is to be deleted. What they do not let
     /// go of is deleted by a later run.
     pub writers: Duration,
+    /// Move everything that is live, and look harder for a small encoding of it than there was
+    /// time for when it was recorded.
+    pub recompress: bool,
 }
 
 impl Default for GcOptions {
@@ -36,6 +39,7 @@ impl Default for GcOptions {
         Self {
             patience: Patience::BRIEF,
             writers: Duration::from_secs(30),
+            recompress: false,
         }
     }
 }
@@ -83,6 +87,8 @@ pub struct GcReport {
     pub deleted_packs: u64,
     /// Pages that were encoded anew because a base went.
     pub rebased_pages: u64,
+    /// Pages for which recompression found a smaller encoding.
+    pub recompressed_pages: u64,
     /// Bytes that a later run deletes, because a writer has not let go of them.
     pub pending_bytes: u64,
     /// These writers.
@@ -108,6 +114,11 @@ impl GcPlan {
     /// Bytes of all packs now.
     pub fn pack_bytes(&self) -> u64 {
         self.pack_bytes
+    }
+
+    /// Whether everything live is encoded anew, which frees more than can be said before.
+    pub fn recompresses(&self) -> bool {
+        self.options.recompress
     }
 
     /// Bytes that the run is going to free, roughly: what is moved may compress otherwise.

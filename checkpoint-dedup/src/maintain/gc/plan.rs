@@ -65,14 +65,17 @@ impl Repository {
         for pack in uses {
             if pack.live_items == 0 {
                 dead.push(pack);
-            } else if pack.dead_bytes * 3 > pack.file_bytes || (many && small(&pack)) {
+            } else if options.recompress
+                || pack.dead_bytes * 3 > pack.file_bytes
+                || (many && small(&pack))
+            {
                 moving.push(pack);
             } else {
                 staying.push(pack);
             }
         }
         self.move_what_would_break(&mut moving, &dead, staying, &mut live, progress)?;
-        let (keep, gone) = what_moves(&moving, &dead, &live);
+        let (keep, gone) = what_moves(&moving, &dead, &live, options.recompress);
         let series = parts.keys().copied().filter(|&id| !kept.contains(id));
         let series: Vec<RecordingId> = series.collect();
         let mut series_bytes = 0;
@@ -194,8 +197,9 @@ fn survey(
 }
 
 /// The items to move, and the bases that go although something to be moved needs them: those that
-/// nothing refers to directly, and that nothing which stays in its place was encoded against.
-fn what_moves(moving: &[Use], dead: &[Use], live: &Live) -> (ItemSet, ItemSet) {
+/// nothing refers to directly, and that nothing which stays in its place was encoded against (none
+/// if `all` move).
+fn what_moves(moving: &[Use], dead: &[Use], live: &Live, all: bool) -> (ItemSet, ItemSet) {
     let leaving: HashSet<u32> = moving
         .iter()
         .chain(dead)
@@ -210,7 +214,8 @@ fn what_moves(moving: &[Use], dead: &[Use], live: &Live) -> (ItemSet, ItemSet) {
             }
             let only_base = !live.direct.contains(item);
             let dependents = live.dependents.get(&item);
-            if only_base && dependents.is_some_and(|packs| packs.is_subset(&leaving)) {
+            // Recompression would rather have the choice of more bases.
+            if !all && only_base && dependents.is_some_and(|packs| packs.is_subset(&leaving)) {
                 gone.insert(item);
             } else {
                 keep.insert(item);

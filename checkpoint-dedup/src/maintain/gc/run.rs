@@ -57,7 +57,13 @@ impl GcPlan {
 
     fn move_items(&mut self, progress: &dyn Progress, out: &mut GcReport) -> Result<(), Error> {
         let store = &self.repository.store;
-        let mut mover = Mover::new(store);
+        let mut mover = match self.options.recompress {
+            true => {
+                let pages: u64 = self.moving.iter().map(|pack| pack.live_items).sum();
+                Mover::recompressing(store, pages as usize)
+            }
+            false => Mover::new(store),
+        };
         let mut moved = ItemSet::default();
         for (at, pack) in self.moving.iter().enumerate() {
             report(progress, "moving pages", at, self.moving.len())?;
@@ -71,12 +77,13 @@ impl GcPlan {
                     keep.insert(item);
                 }
             }
-            mover.pack(&pack.meta, &ids, &keep, &self.gone)?;
+            mover.pack(&pack.meta, &ids, &keep, &self.gone, progress)?;
         }
         mover.finish()?;
         self.packs.extend(&mover.written);
         out.written_bytes = mover.written_bytes;
         out.rebased_pages = mover.rebased;
+        out.recompressed_pages = mover.recompressed();
         Ok(())
     }
 

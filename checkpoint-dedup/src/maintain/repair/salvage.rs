@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::items::ItemSet;
 use super::super::mover::Mover;
-use super::super::progress::{Progress, report};
+use super::super::progress::{Progress, Silent, report};
 use crate::error::Error;
 use crate::id::{ContentId, ItemId, PackId, PageId};
 use crate::index::{Item, PackMeta};
@@ -100,7 +100,7 @@ impl Repository {
                 }
             }
         }
-        mover.pack(meta, &found, &keep, &ItemSet::default())
+        mover.pack(meta, &found, &keep, &ItemSet::default(), &Silent)
     }
 
     /// Stores under a lost item's address what another item with its identity holds.
