@@ -9,6 +9,7 @@
 //! page that the copier has just begun to copy waits for it, less than a microsecond unless the host
 //! takes the copier off its processor. Nothing in the pause depends on how much was written.
 
+use crate::background::yield_to_guest;
 use crate::journal::Closed;
 use crate::options::Options;
 use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
@@ -162,11 +163,17 @@ impl Checkpointer {
         };
         let copier = std::thread::Builder::new().name("copier".into()).spawn({
             let ram = ram.clone();
-            move || copy_all(&ram, &from_orders, &to_done)
+            move || {
+                yield_to_guest();
+                copy_all(&ram, &from_orders, &to_done);
+            }
         })?;
         let sink = std::thread::Builder::new()
             .name("sink".into())
-            .spawn(move || feed(sink, &from_queue))?;
+            .spawn(move || {
+                yield_to_guest();
+                feed(sink, &from_queue)
+            })?;
         Ok(Self {
             ram,
             queue,
@@ -206,7 +213,12 @@ impl Checkpointer {
             closed: closed.map(Box::new),
         };
         self.busy = true;
-        self.orders.send(order).map_err(|_| SinkFailed)
+        self.orders.send(order).map_err(|_| SinkFailed)?;
+        if self.ram.holds_writes() {
+            return Ok(());
+        }
+        // The vCPU would write pages before they are copied, so it stands still until they are.
+        self.wait_for_copier()
     }
 
     /// A page that the log refers to.
@@ -264,6 +276,7 @@ fn copy_all(ram: &Ram, orders: &Receiver<Order>, done: &Sender<()>) {
         while capture.unsent.load(Ordering::Acquire) > 0 {
             std::thread::sleep(UNSENT);
         }
+        ram.release(&frames);
         capture.queue.send_from_background(Job::Publish(closed));
         if done.send(()).is_err() {
             return;

@@ -120,7 +120,8 @@ impl Journal {
         }))
     }
 
-    /// The vCPU stopped for another reason than an I/O step.
+    /// The vCPU stopped for another reason than an I/O step; `at_window` if that was exactly where the
+    /// interrupt window opened.
     pub(crate) fn stopped(&mut self, at_window: bool) {
         self.prepared = None;
         self.boundary = if at_window && self.window_anchored {

@@ -5,21 +5,22 @@
 //! [`options`], [`recorder::Recorder`], [`control`], [`summary`]; inside, `journal` (what is logged
 //! and at which position) and `checkpointer` (how pages leave while the guest runs on).
 
-#![forbid(unsafe_code)]
-
 mod alarm;
+mod background;
 pub mod bus;
 mod checkpointer;
 pub mod control;
 mod journal;
+pub mod kvm;
 mod landmark;
 pub mod options;
 pub mod recorder;
 pub mod summary;
 mod walk;
 
+pub use background::yield_to_guest;
 pub use bus::Bus;
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
 pub use recorder::{RecordError, Recorder};
-pub use summary::{LandmarkCost, Summary};
+pub use summary::{LandmarkCost, PositionCounts, Summary};

@@ -173,6 +173,10 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
     /// What happens at every boundary where the loop has control and something may be logged: time
     /// passes, devices act, interrupts are delivered, intervals end.
     fn at_boundary(&mut self) -> Step<Option<EndReason>> {
+        if !self.guest.vcpu.is_settled()? {
+            self.pace.retry();
+            return Ok(None);
+        }
         if self.journal.needs_landmark() {
             let cpu = self.guest.vcpu.save()?;
             if cpu.shadow != Shadow::None {
@@ -186,6 +190,10 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
         let now = self.let_time_pass();
         self.log_writes()?;
         self.offer_interrupts()?;
+        if !self.guest.vcpu.is_settled()? {
+            // An interrupt is on its way.
+            return Ok(None);
+        }
         let position = self.guest.vcpu.position();
         if self.guest.control.stop_requested() || self.pace.is_over(now, position) {
             self.end_interval(EndReason::Stopped)?;
@@ -294,7 +302,8 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
                 if self.guest.vcpu.save()?.activity == Activity::Halted {
                     return self.halt();
                 }
-                self.journal.stopped(at_window);
+                let known = at_window && self.guest.vcpu.windows_are_exact();
+                self.journal.stopped(known);
             }
             Exit::Shutdown => {
                 self.journal.stopped(false);

@@ -6,8 +6,10 @@
 //! is being taken, and marked dirty.
 
 mod frames;
+mod writes;
 
 pub use frames::{FrameBits, FrameSet};
+pub use writes::{Before, UnaskedWrites, WriteObserver};
 
 use crate::units::{Gfn, GuestPhys, PAGE_BYTES};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,26 +30,6 @@ pub trait PageSource: Send + Sync {
         gfn: Gfn,
         page: &mut PageBytes,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
-}
-
-/// Sees each page of RAM just before its first write of an epoch.
-pub trait WriteObserver: Send + Sync {
-    /// The page still has the content of the start of the epoch, and keeps it until this returns.
-    fn before_first_write(&self, gfn: Gfn, before: Before<'_>);
-}
-
-/// A page that is about to be written.
-#[derive(Clone, Copy)]
-pub struct Before<'a> {
-    ram: &'a Ram,
-    gfn: Gfn,
-}
-
-impl Before<'_> {
-    /// A copy of its content.
-    pub fn copy(&self) -> Box<PageBytes> {
-        self.ram.boxed_page(self.gfn)
-    }
 }
 
 /// Why an access to RAM failed.
@@ -95,6 +77,7 @@ pub struct Ram {
     any_absent: AtomicBool,
     source: Option<Arc<dyn PageSource>>,
     observer: RwLock<Option<Arc<dyn WriteObserver>>>,
+    unasked: RwLock<Option<Arc<dyn UnaskedWrites>>>,
     /// Serialises the loading of pages.
     loading: Mutex<()>,
 }
@@ -139,6 +122,7 @@ impl Ram {
             any_absent: AtomicBool::new(source.is_some()),
             source,
             observer: RwLock::new(None),
+            unasked: RwLock::new(None),
             loading: Mutex::new(()),
         })
     }
@@ -212,11 +196,16 @@ impl Ram {
         self.prepare_read(gfn)?;
         let observer = self.observer.read().expect("observers do not panic");
         if let Some(observer) = &*observer {
-            observer.before_first_write(gfn, Before { ram: self, gfn });
+            observer.before_first_write(gfn, Before::new(self, gfn));
         }
         drop(observer);
         self.dirty.insert(gfn);
         Ok(())
+    }
+
+    /// The page was written without asking.
+    pub fn mark_dirty(&self, gfn: Gfn) {
+        self.dirty.insert(gfn);
     }
 
     /// Whether the page was written in this epoch.
@@ -224,13 +213,57 @@ impl Ram {
         self.dirty.contains(gfn)
     }
 
+    /// Says who knows of writes that are made without asking, or that there are none any more.
+    pub fn set_unasked_writes(&self, writes: Option<Arc<dyn UnaskedWrites>>) {
+        *self.unasked.write().expect("no panic under the lock") = writes;
+    }
+
+    fn unasked(&self) -> Option<Arc<dyn UnaskedWrites>> {
+        self.unasked
+            .read()
+            .expect("no panic under the lock")
+            .clone()
+    }
+
+    fn collect(&self, end: bool) {
+        if let Some(writes) = self.unasked() {
+            writes.collect(end, &mut |gfn| {
+                self.dirty.insert(gfn);
+            });
+        }
+    }
+
+    /// Whether observers see all pages before they are written. If not, an observer must have what it
+    /// wants before the vCPU goes on.
+    pub fn holds_writes(&self) -> bool {
+        self.unasked().is_none_or(|writes| writes.can_hold())
+    }
+
+    /// A write without asking waits for this page: shows it to the observer, then calls `go_on`. Epochs do
+    /// not change meanwhile.
+    pub fn let_write(&self, gfn: Gfn, go_on: impl FnOnce()) {
+        let observer = self.observer.read().expect("observers do not panic");
+        if let Some(observer) = &*observer {
+            observer.before_first_write(gfn, Before::new(self, gfn));
+        }
+        go_on();
+    }
+
+    /// The observer has all that it wants of these frames.
+    pub fn release(&self, frames: &FrameBits) {
+        if let Some(writes) = self.unasked() {
+            writes.release(frames);
+        }
+    }
+
     /// The frames written in this epoch, in order.
     pub fn dirty_frames(&self) -> Vec<Gfn> {
-        self.dirty.bits().iter().collect()
+        self.dirty_bits().iter().collect()
     }
 
     /// The frames written in this epoch, at a cost that does not depend on their number.
     pub fn dirty_bits(&self) -> FrameBits {
+        self.collect(false);
         self.dirty.bits()
     }
 
@@ -248,8 +281,16 @@ impl Ram {
     /// ([`crate::vcpu::Vcpu::arm_write_tracking`]). The time it takes depends on the size of RAM, not
     /// on how much was written.
     pub fn begin_epoch(&self, observer: Option<Arc<dyn WriteObserver>>) -> FrameBits {
-        *self.observer.write().expect("observers do not panic") = observer;
-        self.dirty.take()
+        // Held until writes are: `let_write` for a write of the old epoch waits, and then asks the new
+        // observer.
+        let mut current = self.observer.write().expect("observers do not panic");
+        self.collect(true);
+        let frames = self.dirty.take();
+        *current = observer;
+        if let (Some(writes), true) = (self.unasked(), current.is_some()) {
+            writes.hold(&frames);
+        }
+        frames
     }
 
     /// As [`Ram::page`], on the heap.

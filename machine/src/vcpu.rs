@@ -75,6 +75,16 @@ pub enum VcpuError {
         /// Where in the execution.
         position: Position,
     },
+    /// The host's hypervisor cannot execute the guest.
+    #[error("{what}: RIP {rip:#x}, bytes {bytes:02x?}")]
+    Unable {
+        /// What happened, in words.
+        what: String,
+        /// RIP of the instruction.
+        rip: u64,
+        /// Its first bytes, as far as they could be fetched.
+        bytes: Vec<u8>,
+    },
     /// The state given to [`Vcpu::load`] is not one a CPU can be in.
     #[error("invalid vCPU state: {0}")]
     InvalidState(String),
@@ -144,16 +154,32 @@ pub trait Vcpu {
     /// open (at once, if it is open now). The request ends when it is reported or withdrawn.
     fn request_interrupt_window(&mut self, wanted: bool);
 
+    /// Whether [`Exit::InterruptWindow`] always comes at the first boundary where the window is open, so
+    /// that "the first open window" names it.
+    fn windows_are_exact(&self) -> bool {
+        true
+    }
+
     /// Delivers an external interrupt at this boundary; takes one step. Wakes a halted vCPU.
     ///
     /// # Errors
     /// [`VcpuError::Protocol`] when the window is not open.
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError>;
 
+    /// Whether a log may name this boundary, and a checkpoint be taken: no shadow is open, no event is
+    /// pending or being delivered, no string access is reported in part. The engine tells of shadows in its
+    /// state, and the rest does not occur there.
+    ///
+    /// # Errors
+    /// As [`Vcpu::save`].
+    fn is_settled(&mut self) -> Result<bool, VcpuError> {
+        Ok(true)
+    }
+
     /// The complete state at this boundary.
     ///
     /// # Errors
-    /// [`VcpuError::Protocol`] while a read waits for completion.
+    /// [`VcpuError::Protocol`] while a read waits for completion, or where [`Vcpu::is_settled`] is false.
     fn save(&mut self) -> Result<CpuState, VcpuError>;
 
     /// Replaces the complete state and sets the position (vCPUs that do not count ignore it). Cached
@@ -195,8 +221,14 @@ impl<V: Vcpu> Vcpu for &mut V {
     fn request_interrupt_window(&mut self, wanted: bool) {
         (**self).request_interrupt_window(wanted);
     }
+    fn windows_are_exact(&self) -> bool {
+        (**self).windows_are_exact()
+    }
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
         (**self).inject_interrupt(vector)
+    }
+    fn is_settled(&mut self) -> Result<bool, VcpuError> {
+        (**self).is_settled()
     }
     fn save(&mut self) -> Result<CpuState, VcpuError> {
         (**self).save()

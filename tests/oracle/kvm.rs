@@ -11,10 +11,23 @@ use kvm_bindings::{
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_recorder::kvm::Host;
 use machine::cpuid::CpuidTable;
 use machine::state::{CpuState, DescriptorTable, Segment};
 use std::io;
 use std::time::Duration;
+
+/// /dev/kvm, or none where there is none: then the tests say so. `SB_REQUIRE_KVM=1` makes that a failure.
+pub fn host() -> Option<Host> {
+    match Host::open() {
+        Ok(host) => Some(host),
+        Err(error) if std::env::var_os("SB_REQUIRE_KVM").is_none() => {
+            eprintln!("not tested: {error}");
+            None
+        }
+        Err(error) => panic!("SB_REQUIRE_KVM is set: {error}"),
+    }
+}
 
 /// Runs guests on /dev/kvm.
 pub struct KvmOracle {

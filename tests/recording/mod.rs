@@ -3,6 +3,8 @@
 mod bus;
 mod edited;
 pub mod faulty;
+pub mod hardware;
+mod interrupts;
 pub mod linux;
 pub mod programs;
 mod rng;
@@ -32,6 +34,28 @@ pub struct Machine<V> {
     pub ram_bytes: u64,
 }
 
+/// Records on `vcpu`, which runs on `ram`, where the guest lies.
+pub fn record<V: Vcpu>(
+    mut vcpu: V,
+    ram: Arc<Ram>,
+    start: &CpuState,
+    bus: TestBus,
+    options: Options,
+) -> (MemoryStore, Summary) {
+    vcpu.load(start, Position::default())
+        .expect("the start state is valid");
+    let store = MemoryStore::default();
+    let console = Box::new(std::io::sink());
+    let recorder =
+        Recorder::new(vcpu, bus, ram, options, console).expect("the vCPU can do what is asked");
+    let summary = recorder
+        .record(Box::new(store.clone()))
+        .expect("the guest runs and memory takes it");
+    let checkpoints = store.checkpoints().expect("memory does not fail");
+    assert_eq!(checkpoints, summary.intervals + 1);
+    (store, summary)
+}
+
 impl<V: ReplayVcpu> Machine<V> {
     /// Records the guest that `load` puts into RAM.
     pub fn record(
@@ -41,18 +65,9 @@ impl<V: ReplayVcpu> Machine<V> {
         load: impl FnOnce(&Ram) -> CpuState,
     ) -> (MemoryStore, Summary) {
         let ram = Arc::new(Ram::new(self.ram_bytes).expect("test RAM is small"));
-        let mut vcpu = (self.vcpu)(ram.clone());
+        let vcpu = (self.vcpu)(ram.clone());
         let start = load(&ram);
-        Vcpu::load(&mut vcpu, &start, Position::default()).expect("the start state is valid");
-        let store = MemoryStore::default();
-        let console = Box::new(std::io::sink());
-        let recorder = Recorder::new(vcpu, bus, ram, options, console).expect("vCPUs here count");
-        let summary = recorder
-            .record(Box::new(store.clone()))
-            .expect("the guest runs and memory takes it");
-        let checkpoints = store.checkpoints().expect("memory does not fail");
-        assert_eq!(checkpoints, summary.intervals + 1);
-        (store, summary)
+        record(vcpu, ram, &start, bus, options)
     }
 
     /// Replays one interval.

@@ -1,6 +1,7 @@
 //! Bare-metal guests in 64-bit mode that use a bit of everything: timer interrupts, page tables, user
 //! mode, string loops, self-modifying code, port input, x87 and SSE. Random, or with every piece once.
 
+use super::interrupts;
 use super::{DMA_PORT, RANDOM_PORT, Rng};
 use crate::guest::layout::sel;
 use crate::guest::{Guest, asm, layout, pte, tables};
@@ -14,10 +15,7 @@ use std::ops::Range;
 /// RAM that devices write to; the guests read it.
 pub const DEVICE_WINDOW: Range<u64> = layout::FREE..layout::FREE + 0x20_0000;
 
-const TIMER_VECTOR: u8 = 0x20;
-const TIMER_HANDLER: u64 = layout::CODE + 0xf000;
 const CALL_HANDLER: u64 = layout::CODE + 0xf100;
-const TICKS: u64 = layout::DATA + 0xff00;
 const ROUNDS: u64 = layout::DATA + 0xff08;
 /// A linear page whose mapping the guest changes.
 const REMAPPED: u64 = layout::DATA + 0xe000;
@@ -146,7 +144,7 @@ impl Program {
         asm!(a; jmp(top); set_label(&mut last); cli(); hlt());
         let code = a.assemble(layout::CODE)?;
         assert!(
-            code.len() as u64 <= TIMER_HANDLER - layout::CODE,
+            code.len() as u64 <= interrupts::HANDLER - layout::CODE,
             "guest too large"
         );
         builder.guest.poke(layout::CODE, &code);
@@ -180,24 +178,13 @@ type Emitted = Result<(), IcedError>;
 
 impl Builder {
     fn handlers(&mut self) -> Emitted {
-        self.guest.code_at(TIMER_HANDLER, TIMER_HANDLER, |a| {
-            asm!(a;
-                push(rax);
-                inc(qword_ptr(TICKS));
-                mov(al, 0x20);
-                out(0x20, al);
-                pop(rax);
-                iretq());
-            Ok(())
-        })?;
+        interrupts::install_handler(&mut self.guest)?;
         // The way back from user mode: RBX says where to, nothing on the stack is needed.
         self.guest.code_at(CALL_HANDLER, CALL_HANDLER, |a| {
             asm!(a; mov(rsp, layout::KERNEL_STACK); sti(); jmp(rbx));
             Ok(())
         })?;
         let gate = |target, access| tables::gate(target, sel::CODE, access, 0);
-        self.guest
-            .set_raw_gate(TIMER_VECTOR, gate(TIMER_HANDLER, 0x8e));
         self.guest.set_raw_gate(0x80, gate(CALL_HANDLER, 0xee));
         Ok(())
     }
@@ -211,25 +198,8 @@ impl Builder {
 
     /// Interrupt controllers to vectors 0x20 and 0x28, the timer at a few microseconds.
     fn prologue(&mut self, a: &mut CodeAssembler) -> Emitted {
-        let count = self.rng.below(20) as u32 + 4;
-        let writes: [(u8, u32); 13] = [
-            (0x20, 0x11),
-            (0x21, u32::from(TIMER_VECTOR)),
-            (0x21, 4),
-            (0x21, 1),
-            (0x21, 0xfe),
-            (0xa0, 0x11),
-            (0xa1, 0x28),
-            (0xa1, 2),
-            (0xa1, 1),
-            (0xa1, 0xff),
-            (0x43, 0x34),
-            (0x40, count),
-            (0x40, 0),
-        ];
-        for (port, value) in writes {
-            asm!(a; mov(al, value); out(i32::from(port), al));
-        }
+        let count = self.rng.below(20) as u16 + 4;
+        interrupts::start_timer(a, count)?;
         asm!(a; sti());
         Ok(())
     }

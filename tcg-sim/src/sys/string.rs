@@ -225,16 +225,16 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         };
         shape.count_down(ctx, n);
         done += n;
-        // The instruction may be another one now: it is fetched anew, as hardware does.
-        let rewritten = n == 1 && shape.stored_over_itself(ctx, kind);
-        if rewritten && shape.counter(ctx) != 0 {
-            return Ok(Outcome::RepPartial { done });
-        }
         let equal = ctx.cpu.rflags & rflags::ZF != 0;
         match repeat {
             Repeat::WhileEqual if !equal => return Ok(Outcome::Next),
             Repeat::WhileDifferent if equal => return Ok(Outcome::Next),
             _ => {}
+        }
+        // The instruction may be another one now: it is fetched anew, as hardware does.
+        let stale = n == 1 && (ctx.bus.is_stale() || shape.stored_over_itself(ctx, kind));
+        if stale && shape.counter(ctx) != 0 {
+            return Ok(Outcome::RepPartial { done });
         }
     }
 }
@@ -360,6 +360,10 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
         if to.is_none() || rewrites {
             return 0;
         }
+    }
+    // Some iteration changes what the instruction is: not known which.
+    if ctx.bus.is_stale() {
+        return 0;
     }
     let elements = run::Elements {
         size: shape.size,

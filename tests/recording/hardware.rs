@@ -1,0 +1,359 @@
+//! Bare-metal guests for hardware, one for each way in which an interrupt or a device can meet a guest.
+//! They keep within what a KVM that emulates kernel code can run: no INT, no SSE arithmetic.
+
+use super::interrupts;
+use super::programs::DEVICE_WINDOW;
+use super::{DMA_PORT, RANDOM_PORT};
+use crate::guest::layout::sel;
+use crate::guest::{Guest, Size, asm, layout, pte, tables};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use machine::ram::Ram;
+use machine::state::CpuState;
+use machine::units::GuestPhys;
+
+/// Clocks of the 8254 between two interrupts, about 0.6 ms.
+const TIMER_COUNT: u16 = 700;
+const FAULT_HANDLER: u64 = layout::CODE + 0xf100;
+const USER_HANDLER: u64 = layout::CODE + 0xf200;
+/// Pages that the guest with page faults takes away from itself.
+const PAGES: u64 = 4;
+const REP: [u8; 1] = [0xf3];
+
+/// What a guest does all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Loops in registers, without exits.
+    Compute,
+    /// Loops in which only memory changes.
+    Memory,
+    /// REP strings, which are interrupted in the middle.
+    Strings,
+    /// Page faults.
+    Faults,
+    /// Interrupts off and on, with STI, POPF, MOV SS and HLT.
+    Windows,
+    /// IN, OUT, INS and OUTS.
+    Ports,
+    /// Devices that write RAM, on demand and on their own.
+    Devices,
+    /// Code that changes itself.
+    SelfModifying,
+    /// Loops in user mode, left by a fault.
+    User,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Compute,
+        Self::Memory,
+        Self::Strings,
+        Self::Faults,
+        Self::Windows,
+        Self::Ports,
+        Self::Devices,
+        Self::SelfModifying,
+        Self::User,
+    ];
+
+    /// The guest: an endless loop under timer interrupts.
+    pub fn guest(self) -> HardwareGuest {
+        HardwareGuest(self.build().expect("the guest assembles"))
+    }
+
+    fn build(self) -> Result<Guest, IcedError> {
+        let mut guest = Guest::new();
+        interrupts::install_handler(&mut guest)?;
+        for at in (layout::DATA..layout::DATA + 0xc000).step_by(8) {
+            guest.poke_u64(at, at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+        let mut a = CodeAssembler::new(64)?;
+        interrupts::start_timer(&mut a, TIMER_COUNT)?;
+        let mut top = a.create_label();
+        asm!(a; sti(); set_label(&mut top));
+        match self {
+            Self::Compute => compute(&mut a)?,
+            Self::Memory => memory(&mut a)?,
+            Self::Strings => strings(&mut a)?,
+            Self::Faults => faults(&mut guest, &mut a)?,
+            Self::Windows => windows(&mut a)?,
+            Self::Ports => ports(&mut a)?,
+            Self::Devices => devices(&mut a)?,
+            Self::SelfModifying => self_modifying(&mut a)?,
+            Self::User => user(&mut guest, &mut a)?,
+        }
+        asm!(a; jmp(top));
+        let code = a.assemble(layout::CODE)?;
+        assert!(code.len() as u64 <= interrupts::HANDLER - layout::CODE);
+        guest.poke(layout::CODE, &code);
+        Ok(guest)
+    }
+}
+
+/// A guest for hardware.
+pub struct HardwareGuest(Guest);
+
+impl HardwareGuest {
+    /// Puts the guest into RAM of [`layout::RAM_BYTES`]; returns the state to start in.
+    pub fn load(&self, ram: &Ram) -> CpuState {
+        ram.write(GuestPhys(0), self.0.ram())
+            .expect("the guest fits its RAM");
+        self.0.state.clone()
+    }
+}
+
+type Emitted = Result<(), IcedError>;
+
+fn compute(a: &mut CodeAssembler) -> Emitted {
+    let (mut outer, mut inner) = (a.create_label(), a.create_label());
+    asm!(a;
+        mov(ebp, 50);
+        set_label(&mut outer);
+        mov(ecx, 300);
+        set_label(&mut inner);
+        imul_3(r9, r9, 1_103_515_245);
+        add(r9, 12345);
+        xor(r10, r9);
+        rol(r10, 7);
+        dec(ecx);
+        jne(inner);
+        dec(ebp);
+        jne(outer));
+    Ok(())
+}
+
+/// Registers are the same in every round.
+fn memory(a: &mut CodeAssembler) -> Emitted {
+    let (mut counting, mut calling, mut callee, mut over) = (
+        a.create_label(),
+        a.create_label(),
+        a.create_label(),
+        a.create_label(),
+    );
+    asm!(a;
+        mov(rsi, layout::DATA);
+        mov(dword_ptr(rsi), 5000);
+        mov(dword_ptr(rsi + 0x1000), 2000);
+        set_label(&mut counting);
+        add(qword_ptr(rsi + 8), 3);
+        dec(dword_ptr(rsi));
+        jne(counting);
+        jmp(over);
+        set_label(&mut callee);
+        dec(dword_ptr(rsi + 0x1000));
+        ret();
+        set_label(&mut over);
+        nop();
+        set_label(&mut calling);
+        call(callee);
+        cmp(dword_ptr(rsi + 0x1000), 0);
+        jne(calling));
+    Ok(())
+}
+
+fn strings(a: &mut CodeAssembler) -> Emitted {
+    asm!(a;
+        mov(rdi, layout::DATA);
+        mov(ecx, 0x3000);
+        mov(eax, r8d);
+        inc(r8);
+        db(&REP); stosb();
+        mov(rsi, layout::DATA + 0x100);
+        mov(rdi, layout::FREE);
+        mov(ecx, 0x800);
+        db(&REP); movsq();
+        mov(rsi, layout::FREE + 0x7000);
+        mov(rdi, layout::FREE + 0x6000);
+        mov(ecx, 0x3000);
+        std();
+        db(&REP); movsb();
+        cld();
+        mov(rsi, layout::DATA);
+        mov(rdi, layout::DATA);
+        mov(ecx, 0x2000));
+    a.repe().cmpsb()?;
+    asm!(a; mov(rdi, layout::DATA); mov(ecx, 0x1000); mov(eax, 0x1234_5678));
+    a.repne().scasd()
+}
+
+/// The handler makes the page present again.
+fn faults(guest: &mut Guest, a: &mut CodeAssembler) -> Emitted {
+    let base = layout::DATA + 0x8000;
+    let slots: Vec<u64> = (0..PAGES)
+        .map(|page| guest.leaf_slot(base + 4096 * page, Size::Kib4))
+        .collect();
+    let first = slots[0];
+    assert!((0..).zip(&slots).all(|(n, slot)| *slot == first + 8 * n));
+    guest.code_at(FAULT_HANDLER, FAULT_HANDLER, |a| {
+        asm!(a;
+            push(rax);
+            push(rcx);
+            mov(rax, cr2);
+            mov(rcx, rax);
+            sub(rax, base as i32);
+            shr(rax, 12);
+            or(qword_ptr(rax * 8 + first as i32), pte::P as i32);
+            invlpg(byte_ptr(rcx));
+            pop(rcx);
+            pop(rax);
+            add(rsp, 8);
+            iretq());
+        Ok(())
+    })?;
+    guest.set_raw_gate(14, tables::gate(FAULT_HANDLER, sel::CODE, 0x8e, 0));
+    for (page, slot) in (0..).zip(slots) {
+        let (address, mut spin) = (base + 4096 * page, a.create_label());
+        asm!(a;
+            mov(rsi, slot);
+            mov(rdi, address);
+            and(qword_ptr(rsi), !(pte::P as i32));
+            invlpg(byte_ptr(rdi));
+            inc(qword_ptr(rdi + 0x20));
+            and(qword_ptr(rsi), !(pte::P as i32));
+            invlpg(byte_ptr(rdi));
+            add(r12, qword_ptr(rdi + 0x28));
+            mov(ecx, 40);
+            set_label(&mut spin);
+            add(r12, rcx);
+            dec(ecx);
+            jne(spin));
+    }
+    Ok(())
+}
+
+fn windows(a: &mut CodeAssembler) -> Emitted {
+    let (mut off, mut off_again) = (a.create_label(), a.create_label());
+    asm!(a;
+        cli();
+        mov(edx, u32::from(RANDOM_PORT));
+        in_(eax, dx);
+        mov(ecx, 400);
+        set_label(&mut off);
+        add(r8, rax);
+        ror(r8, 3);
+        dec(ecx);
+        jne(off);
+        sti();
+        add(r8, rcx);
+        pushfq();
+        cli();
+        mov(ecx, 500);
+        set_label(&mut off_again);
+        inc(r9);
+        dec(ecx);
+        jne(off_again);
+        popfq();
+        inc(r10);
+        mov(eax, ss);
+        mov(ss, eax);
+        inc(r11);
+        cli();
+        in_(al, 0x21);
+        sti();
+        hlt();
+        inc(r13);
+        sti();
+        cli();
+        sti();
+        nop());
+    Ok(())
+}
+
+fn ports(a: &mut CodeAssembler) -> Emitted {
+    asm!(a;
+        mov(edx, u32::from(RANDOM_PORT));
+        in_(eax, dx);
+        add(r13, rax);
+        in_(al, dx);
+        add(r13, rax);
+        in_(ax, dx);
+        mov(rdi, layout::DATA);
+        mov(ecx, 9);
+        db(&REP); insd();
+        insb();
+        mov(rsi, layout::DATA);
+        mov(ecx, 5);
+        mov(edx, 0x80);
+        db(&REP); outsb();
+        outsw();
+        mov(eax, r13d);
+        out(dx, eax));
+    compute(a)
+}
+
+fn devices(a: &mut CodeAssembler) -> Emitted {
+    let mut reading = a.create_label();
+    asm!(a;
+        mov(edx, u32::from(DMA_PORT));
+        out(dx, eax);
+        mov(rsi, DEVICE_WINDOW.start);
+        mov(ecx, 2000);
+        set_label(&mut reading);
+        add(r14, qword_ptr(rsi));
+        xor(qword_ptr(rsi + 8), r14);
+        add(rsi, 1040);
+        dec(ecx);
+        jne(reading));
+    Ok(())
+}
+
+/// Changes the immediate of an instruction that follows in the same page.
+fn self_modifying(a: &mut CodeAssembler) -> Emitted {
+    let (mut patched, mut top) = (a.create_label(), a.create_label());
+    asm!(a;
+        mov(ecx, 200);
+        set_label(&mut top);
+        lea(rdi, qword_ptr(patched));
+        add(dword_ptr(rdi + 1), 0x1234567);
+        set_label(&mut patched);
+        mov(eax, 0x10);
+        add(r11, rax);
+        dec(ecx);
+        jne(top));
+    Ok(())
+}
+
+/// HLT faults in user mode; RBX says where to go on.
+fn user(guest: &mut Guest, a: &mut CodeAssembler) -> Emitted {
+    guest.code_at(USER_HANDLER, USER_HANDLER, |a| {
+        asm!(a; mov(rsp, layout::KERNEL_STACK); sti(); jmp(rbx));
+        Ok(())
+    })?;
+    guest.set_raw_gate(13, tables::gate(USER_HANDLER, sel::CODE, 0x8e, 0));
+    guest.user_code(|a| {
+        let (mut outer, mut inner) = (a.create_label(), a.create_label());
+        asm!(a;
+            mov(rsi, layout::USER_DATA);
+            mov(ebp, 400);
+            set_label(&mut outer);
+            push(rbp);
+            add(qword_ptr(rsi), rbp);
+            mov(ecx, 60);
+            set_label(&mut inner);
+            imul_3(r9, r9, 1_103_515_245);
+            xor(r10, r9);
+            dec(ecx);
+            jne(inner);
+            mov(rdi, layout::USER_DATA + 0x1000);
+            mov(ecx, 300);
+            db(&REP); stosb();
+            pop(rbp);
+            dec(ebp);
+            jne(outer));
+        Ok(())
+    })?;
+    let mut back = a.create_label();
+    asm!(a;
+        lea(rbx, qword_ptr(back));
+        push(i32::from(sel::USER_DATA));
+        mov(rax, layout::USER_STACK);
+        push(rax);
+        push(0x202);
+        push(i32::from(sel::USER_CODE));
+        mov(rax, layout::USER_CODE);
+        push(rax);
+        iretq();
+        set_label(&mut back));
+    Ok(())
+}
