@@ -43,7 +43,8 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         Self {
-            code_bytes: 64 << 20,
+            // Full, with what is kept of each block, it takes three times that of the host's memory.
+            code_bytes: 48 << 20,
             one_instruction_blocks: false,
         }
     }
