@@ -9,6 +9,7 @@
 //! page that the copier has just begun to copy waits for it, less than a microsecond unless the host
 //! takes the copier off its processor. Nothing in the pause depends on how much was written.
 
+use crate::background::yield_to_guest;
 use crate::journal::Closed;
 use crate::options::Options;
 use machine::checkpoint::{Checkpoint, CheckpointSink, StoreError};
@@ -162,11 +163,17 @@ impl Checkpointer {
         };
         let copier = std::thread::Builder::new().name("copier".into()).spawn({
             let ram = ram.clone();
-            move || copy_all(&ram, &from_orders, &to_done)
+            move || {
+                yield_to_guest();
+                copy_all(&ram, &from_orders, &to_done);
+            }
         })?;
         let sink = std::thread::Builder::new()
             .name("sink".into())
-            .spawn(move || feed(sink, &from_queue))?;
+            .spawn(move || {
+                yield_to_guest();
+                feed(sink, &from_queue)
+            })?;
         Ok(Self {
             ram,
             queue,

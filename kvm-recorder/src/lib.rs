@@ -6,6 +6,7 @@
 //! and at which position) and `checkpointer` (how pages leave while the guest runs on).
 
 mod alarm;
+mod background;
 pub mod bus;
 mod checkpointer;
 pub mod control;
@@ -17,8 +18,9 @@ pub mod recorder;
 pub mod summary;
 mod walk;
 
+pub use background::yield_to_guest;
 pub use bus::Bus;
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
 pub use recorder::{RecordError, Recorder};
-pub use summary::{LandmarkCost, Summary};
+pub use summary::{LandmarkCost, PositionCounts, Summary};

@@ -70,12 +70,17 @@ impl Maker {
 
     /// The maker of this host's processor.
     pub fn of_host() -> Self {
-        let leaf = std::arch::x86_64::__cpuid(0);
-        match vendor_name(&[leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]) == Self::Intel.name() {
+        match vendor_of_host() == Self::Intel.name() {
             true => Self::Intel,
             false => Self::Amd,
         }
     }
+}
+
+/// The vendor string of this host's processor, as it is.
+pub fn vendor_of_host() -> [u8; 12] {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    vendor_name(&[leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
 }
 
 /// The string reads EBX, EDX, ECX.
@@ -103,6 +108,29 @@ impl Identity {
             maker: Maker::of_host(),
             signature: std::arch::x86_64::__cpuid(1).eax,
         }
+    }
+
+    /// The family: the extended one counts where the plain one is 15 (SDM vol. 2, CPUID).
+    pub fn family(self) -> u32 {
+        let plain = self.signature >> 8 & 0xf;
+        match plain {
+            15 => plain + (self.signature >> 20 & 0xff),
+            _ => plain,
+        }
+    }
+
+    /// The model, with the extended one where the family has it.
+    pub fn model(self) -> u32 {
+        let plain = self.signature >> 4 & 0xf;
+        match self.signature >> 8 & 0xf {
+            6 | 15 => plain | self.signature >> 12 & 0xf0,
+            _ => plain,
+        }
+    }
+
+    /// The stepping.
+    pub fn stepping(self) -> u32 {
+        self.signature & 0xf
     }
 }
 
@@ -299,6 +327,22 @@ mod tests {
                 plain.lookup(0x8000_0001, 0)[1..]
             );
             assert!(table.entries.is_sorted_by_key(|e| (e.leaf, e.subleaf)));
+        }
+    }
+
+    #[test]
+    fn signatures_are_taken_apart() {
+        // As the kernel shows them for these processors.
+        for (signature, family, model, stepping) in [
+            (0x000c_06f2, 6, 207, 2),
+            (0x00a0_0f11, 25, 1, 1),
+            (0x0000_0f61, 15, 6, 1),
+            (0x0000_0543, 5, 4, 3),
+        ] {
+            let maker = Maker::Intel;
+            let identity = Identity { maker, signature };
+            let parts = (identity.family(), identity.model(), identity.stepping());
+            assert_eq!(parts, (family, model, stepping), "{signature:#x}");
         }
     }
 

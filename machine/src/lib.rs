@@ -10,6 +10,7 @@ pub mod board;
 pub mod boot;
 pub mod checkpoint;
 pub mod clock;
+pub mod conformance;
 pub mod cpuid;
 pub mod devices;
 pub mod memory;

@@ -14,7 +14,7 @@ use crate::environment::{Environment, recording_name};
 use crate::exit::Exit;
 use crate::interrupt::Interrupted;
 use crate::progress;
-use crate::recording::Source;
+use crate::recording::{HostArguments, Source};
 use crate::simulate::{Configuration, Finding, Jobs, Mode, is_cancelled};
 use against::Against;
 use anyhow::Result;
@@ -41,6 +41,8 @@ pub(crate) struct BisectArguments {
     /// The interval
     #[arg(value_name = "K")]
     interval: u64,
+    #[command(flatten)]
+    host: HostArguments,
 }
 
 /// What was found.
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: BisectArguments, environment: &Environment) -> Resu
         ..CacheLimits::default()
     })?;
     let source = Source::open(&repository, &arguments.name)?;
+    source.host().admit(&arguments.name, arguments.host)?;
     let cancel: Arc<AtomicBool> = Arc::default();
     let kick = kick_on_request(environment, &cancel);
     let jobs = Jobs {

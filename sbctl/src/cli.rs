@@ -2,7 +2,8 @@
 
 use crate::environment::CommonArguments;
 use crate::{
-    bisect, demo, diff, log, merge, record, repository, run, selfcheck, show, simulate, trace,
+    bisect, demo, diff, doctor, log, merge, record, repository, run, selfcheck, show, simulate,
+    trace,
 };
 use clap::{Parser, Subcommand};
 
@@ -24,6 +25,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Shows the main job, end to end: records a guest, simulates it in parallel, proves it
     Demo(demo::DemoArguments),
+    /// Examines this host: what can be recorded here, and what would make it better
+    Doctor(doctor::DoctorArguments),
     /// Runs a guest without recording it
     Run(run::RunArguments),
     /// Runs a guest and compares the engine's ways to execute it with each other

@@ -57,6 +57,19 @@ pub(crate) enum Accel {
     Engine,
 }
 
+/// What this build's `run` and `record` can execute guests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Executes {
+    /// On the engine only.
+    OnEngine,
+    /// On KVM too.
+    #[cfg_attr(not(test), expect(dead_code, reason = "guests do not run on KVM yet"))]
+    OnKvm,
+}
+
+/// What this build does; `sbctl doctor` says what follows from it.
+pub(crate) const EXECUTES: Executes = Executes::OnEngine;
+
 impl Accel {
     /// What is to execute the guest. Says why where that was not asked for.
     fn choose(self) -> Result<()> {

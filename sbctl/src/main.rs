@@ -8,8 +8,10 @@ mod bisect;
 mod builtin;
 mod cli;
 mod console;
+mod cores;
 mod demo;
 mod diff;
+mod doctor;
 mod ending;
 mod environment;
 mod exit;
@@ -49,6 +51,7 @@ fn command(cli: Cli) -> Result<Exit> {
     let environment = &Environment::new(cli.common)?;
     match cli.command {
         Command::Demo(arguments) => demo::run(arguments, environment),
+        Command::Doctor(arguments) => doctor::run(arguments, environment),
         Command::Run(arguments) => run::run(arguments, environment),
         Command::Selfcheck(arguments) => selfcheck::run(arguments, environment),
         Command::Record(arguments) => record::run(arguments, environment),

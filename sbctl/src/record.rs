@@ -1,5 +1,6 @@
 //! `sbctl record`: a guest with a recording.
 
+mod drill;
 mod report;
 
 use crate::console;
@@ -8,12 +9,16 @@ use crate::exit::{Exit, Usage};
 use crate::guest::{ConsoleArgument, Guest, GuestArguments};
 use crate::progress;
 use crate::quantity::{Count, Span};
-use crate::recording::{Accelerator, IntervalLength, Note, PositionsKind, StoreSink};
+use crate::recording::{Accelerator, HostRecord, IntervalLength, Note, PositionsKind, StoreSink};
+use crate::simulate::{CheckLive, LiveCheck, Recorded};
 use anyhow::{Context, Result};
 use checkpoint_dedup::RecordingName;
 use clap::{Args, ValueEnum};
-use kvm_recorder::{Kicks, Length, Options, Positions, Recorder};
+use drill::Drill;
+use indicatif::ProgressBar;
+use kvm_recorder::{Bus, Kicks, Length, Options, Positions, RecordError, Recorder, Summary};
 use machine::units::VirtualNanos;
+use machine::vcpu::Vcpu;
 use replay_log::RecordingId;
 pub(crate) use report::Report;
 use std::io::IsTerminal;
@@ -48,6 +53,13 @@ pub(crate) struct RecordArguments {
     /// Stop exactly after this many instructions
     #[arg(long, value_name = "COUNT", conflicts_with = "stop_after")]
     stop_after_insns: Option<Count>,
+    /// Whether a sample of the intervals is simulated while recording goes on
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = CheckLive::Auto)]
+    check_live: CheckLive,
+    /// Each time this much guest time has passed, a device writes guest memory behind the log, so that
+    /// the interval does not verify
+    #[arg(long, value_name = "TIME", hide = true)]
+    drill: Option<Span>,
 }
 
 /// How positions are logged.
@@ -113,6 +125,18 @@ impl RecordArguments {
                 .map(|path| path.display().to_string()),
             command_line: guest.command_line.clone(),
             cpuid: Note::cpuid_text(&guest.cpuid),
+            host: host_record(),
+        }
+    }
+}
+
+/// The processor that records, for the note.
+fn host_record() -> Option<serde_json::Value> {
+    match HostRecord::of_here() {
+        Ok(record) => Some(record.encode()),
+        Err(error) => {
+            eprintln!("sbctl: {error}: intervals may not verify on other processors, nor here");
+            None
         }
     }
 }
@@ -129,6 +153,7 @@ pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Resu
     }
     Ok(match environment.interrupt.requested() {
         true => Exit::Interrupted,
+        false if report.live_check.failed > 0 => Exit::Unverified,
         false => Exit::Done,
     })
 }
@@ -155,14 +180,21 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
         queue_pages: Options::DEFAULT_QUEUE_PAGES,
     };
     let output = console::output(&arguments.guest.console)?;
-    let recorder = Recorder::new(guest.vcpu, guest.board, guest.ram, options, output)?;
-    let control = recorder.control();
-    environment.interrupt.on_request(move || control.stop());
-    let raw_mode = console::input(&arguments.guest.console, &recorder.control())?;
-    let cpu_before = thread_cpu();
-    let outcome = recorder.record(Box::new(sink.clone()));
-    let guest_thread = thread_cpu() - cpu_before;
-    drop(raw_mode);
+    let (vcpu, board, ram) = (guest.vcpu, guest.board, guest.ram);
+    let session = Session {
+        arguments,
+        environment,
+        progress: &progress,
+        sink: &sink,
+    };
+    let (outcome, guest_thread, live) = match arguments.drill {
+        None => session.record(Recorder::new(vcpu, board, ram, options, output)?)?,
+        Some(Span(every)) => {
+            let every = VirtualNanos(every.as_nanos() as u64);
+            let board = Drill::new(board, ram.clone(), every);
+            session.record(Recorder::new(vcpu, board, ram, options, output)?)?
+        }
+    };
     progress.set_message("waiting for the store");
     let finished = outcome
         .map_err(anyhow::Error::from)
@@ -170,8 +202,45 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
     progress.finish_and_clear();
     let (summary, stored) = finished.with_context(|| ended_early(&arguments.name))?;
     let mut report = Report::new(&arguments.name, &summary, stored, guest_thread);
+    report.live_check = live.finish();
     report.sbctl = environment.command();
     Ok(report)
+}
+
+/// What a recording needs beside its recorder.
+struct Session<'a> {
+    arguments: &'a RecordArguments,
+    environment: &'a Environment,
+    progress: &'a ProgressBar,
+    sink: &'a StoreSink,
+}
+
+impl Session<'_> {
+    /// Records, and gives what came of it, the CPU time that the guest's thread took, and the checks
+    /// that go on.
+    fn record<V: Vcpu, B: Bus>(
+        &self,
+        recorder: Recorder<V, B>,
+    ) -> Result<(Result<Summary, RecordError>, Duration, LiveCheck)> {
+        let control = recorder.control();
+        self.environment
+            .interrupt
+            .on_request(move || control.stop());
+        let console = &self.arguments.guest.console;
+        let raw_mode = console::input(console, &recorder.control())?;
+        let recorded = Recorded {
+            repository: self.environment.repository_path()?,
+            name: self.arguments.name.clone(),
+            sbctl: self.environment.command(),
+            progress: self.progress.clone(),
+        };
+        let live = LiveCheck::start(self.arguments.check_live, recorded);
+        let cpu_before = thread_cpu();
+        let outcome = recorder.record(Box::new(self.sink.clone()));
+        let guest_thread = thread_cpu() - cpu_before;
+        drop(raw_mode);
+        Ok((outcome, guest_thread, live))
+    }
 }
 
 /// CPU time of this thread.

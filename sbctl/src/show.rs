@@ -3,7 +3,7 @@
 use crate::environment::{Environment, recording_name};
 use crate::exit::Exit;
 use crate::quantity::{Bytes, Grouped};
-use crate::recording::{Note, Source};
+use crate::recording::{HostMatch, Note, Source};
 use anyhow::Result;
 use checkpoint_dedup::RecordingName;
 use clap::Args;
@@ -27,6 +27,8 @@ struct Shown {
     state: &'static str,
     #[serde(flatten)]
     note: Note,
+    /// How the processor that recorded compares with this host's.
+    host_match: HostMatch,
     intervals: Vec<Interval>,
 }
 
@@ -51,6 +53,7 @@ pub(crate) fn run(arguments: ShowArguments, environment: &Environment) -> Result
         id: source.id_text(),
         state: source.info().state.as_str(),
         note: (*source.note).clone(),
+        host_match: source.host(),
         intervals: intervals
             .map(|number| interval(&source, number))
             .collect::<Result<_>>()?,
@@ -78,6 +81,7 @@ impl fmt::Display for Shown {
             id,
             state,
             note,
+            host_match,
             intervals,
         } = self;
         writeln!(f, "recording {recording} ({state}), {id}")?;
@@ -94,6 +98,7 @@ impl fmt::Display for Shown {
             note.clock,
             note.positions.name(),
         )?;
+        writeln!(f, "  host     {host_match}")?;
         writeln!(
             f,
             "{:>8} {:>16} {:>12} {:>14} {:>10}",

@@ -10,9 +10,11 @@
 mod configuration;
 mod finding;
 mod job;
+mod live;
 mod memory;
 mod messages;
 mod predict;
+mod process;
 mod report;
 mod results;
 mod supervisor;
@@ -22,13 +24,15 @@ mod worker;
 pub(crate) use configuration::{Configuration, InstrumentArguments};
 pub(crate) use finding::{Finding, LoggedEvent, Mode, Register};
 pub(crate) use job::{Jobs, is_cancelled};
+pub(crate) use live::{CheckLive, LiveCheck, LiveChecked, Recorded};
+pub(crate) use memory::available_bytes;
 pub(crate) use report::{Merged, Report};
 pub(crate) use results::{Results, beside};
 pub(crate) use worker::{WorkerArguments, run as work};
 
 use crate::environment::{Environment, recording_name};
 use crate::exit::{Exit, Usage};
-use crate::recording::Source;
+use crate::recording::{HostArguments, Source};
 use anyhow::{Result, bail};
 use checkpoint_dedup::{RecordingName, RecordingState};
 use clap::Args;
@@ -77,6 +81,8 @@ pub(crate) struct CommonSimulateArguments {
     /// Execute every interval a second time, in blocks of one instruction
     #[arg(long)]
     pub(crate) paranoid: bool,
+    #[command(flatten)]
+    host: HostArguments,
     /// Where results go [default: beside the repository, REPOSITORY-results/NAME-ID]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -189,6 +195,8 @@ pub(crate) fn execute(
     }
     let repository = environment.open()?;
     let source = Source::open(&repository, &arguments.name)?;
+    let host = source.host();
+    host.admit(&arguments.name, arguments.host)?;
     let root = match &arguments.out {
         Some(path) => path.clone(),
         None => Results::default_root(&environment.repository_path()?, &source),
@@ -222,13 +230,16 @@ pub(crate) fn execute(
         wants: &|number| arguments.wants(number),
     };
     let start = std::time::Instant::now();
-    let ran = Supervisor::new(order, environment, &source, &results)?.run(todo, &mut wanted)?;
+    let path = environment.repository_path()?;
+    let supervisor = Supervisor::new(order, environment, &path, &source, &results);
+    let ran = supervisor.run(todo, &mut wanted)?;
     let host_time = start.elapsed();
     results.note_speed(&ran, host_time, prediction.busy)?;
     let merged = Merged::collect(&source, &results, configuration)?;
     results.write_merged(&merged)?;
     let mut report = Report::new(&merged, &results, &wanted, &ran, host_time);
     report.sbctl = environment.command();
+    report.host = Some(host);
     Ok(report)
 }
 

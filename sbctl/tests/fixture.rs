@@ -20,6 +20,9 @@ fn a_recording_of_version_1_verifies() {
     let shown = lab.json(&["show", "fixture"]);
     assert_eq!(shown["state"], "finished");
     assert_eq!(shown["intervals"].as_array().unwrap().len(), 5);
+    // It does not say on which processor it was made.
+    assert_eq!(shown["host"], serde_json::Value::Null);
+    assert_eq!(shown["host_match"]["verdict"], "unknown");
     assert_eq!(lab.verify("fixture"), 5);
     let report = lab.json(&["verify", "fixture", "--paranoid"]);
     assert_eq!(report["verified"], 5);

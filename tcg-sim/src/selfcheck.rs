@@ -1,12 +1,15 @@
 //! The engine compared with itself while a guest runs.
 //!
 //! [`SelfChecked`] is a vCPU: an engine that works as ever, and beside it, for windows of the
-//! execution that a [`Plan`] names, two more ways to the same state. Each starts at the window's first
+//! execution that a [`Plan`] names, four more ways to the same state. Each starts at the window's first
 //! position from a copy of registers and RAM, hence with no translation and no cached address, and
-//! gets what the devices gave the first: one in blocks with all instruments, one in one-instruction
-//! blocks whose every access is checked in Rust. At the window's end registers and all of RAM must be
-//! the same three times. Where they are not, [`Divergence`] names the first step that differs.
+//! gets what the devices gave the first: in blocks, and in one-instruction blocks whose every access is
+//! checked in Rust, without instruments and with all. At the window's end registers and all of RAM must
+//! be the same five times. Where they are not, [`Divergence`] names the first step that differs.
+//!
+//! [`bare`] runs guests that have no devices this way.
 
+pub mod bare;
 mod difference;
 mod window;
 
@@ -46,7 +49,7 @@ impl Default for Plan {
 /// What was compared so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
-    /// Windows that ended in the same state three times.
+    /// Windows that ended in the same state each time.
     pub windows: u64,
     /// Steps in them.
     pub steps: u64,

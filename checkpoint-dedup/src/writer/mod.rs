@@ -10,6 +10,7 @@ pub(crate) mod packer;
 mod pipeline;
 mod publish;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,6 +61,9 @@ pub struct WriterOptions {
     pub duplicates_bytes: usize,
     /// Memory for the index that finds similar pages.
     pub similarity_bytes: usize,
+    /// Threads that hash and compress. `None` is the current rayon pool, which has one per CPU. All of
+    /// them are started by the thread that begins the recording and inherit its niceness.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for WriterOptions {
@@ -75,6 +79,7 @@ impl Default for WriterOptions {
             page_cache_bytes: 512 << 20,
             duplicates_bytes: 1 << 30,
             similarity_bytes: 64 << 20,
+            threads: None,
         }
     }
 }
@@ -204,10 +209,7 @@ impl Writer {
         )?;
         begin_recording(&repository, name, &start)?;
         let (sender, receiver) = sync_channel(options.queue.max(1));
-        let thread = std::thread::Builder::new()
-            .name("sb-store".to_owned())
-            .spawn(move || pipeline.run(receiver))
-            .map_err(|e| Error::Refused(format!("cannot start the pipeline thread: {e}")))?;
+        let thread = start_threads(options.threads, move || pipeline.run(receiver))?;
         Ok(Self {
             sender: Some(sender),
             thread: Some(thread),
@@ -371,6 +373,31 @@ fn check_options(options: &WriterOptions) -> Result<(), Error> {
 }
 
 /// Puts the start of a recording, in its series and then under its name.
+/// Starts the pipeline on a thread, inside a pool of its own if `threads` says how large.
+fn start_threads(
+    threads: Option<NonZeroUsize>,
+    pipeline: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    const NAME: &str = "sb-store";
+    let refused = |e: &dyn std::fmt::Display| Error::Refused(format!("cannot start a thread: {e}"));
+    let pool = threads
+        .map(|threads| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads.get())
+                .thread_name(|_| NAME.to_owned())
+                .build()
+        })
+        .transpose()
+        .map_err(|e| refused(&e))?;
+    std::thread::Builder::new()
+        .name(NAME.to_owned())
+        .spawn(move || match pool {
+            Some(pool) => pool.install(pipeline),
+            None => pipeline(),
+        })
+        .map_err(|e| refused(&e))
+}
+
 fn begin_recording(
     repository: &Repository,
     name: &RecordingName,

@@ -9,6 +9,7 @@ use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_XCRS, KVM_CAP_XSAVE,
 };
 use kvm_ioctls::Kvm;
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 /// The version of the interface since Linux 2.6.22.
@@ -52,7 +53,15 @@ impl Host {
     /// # Errors
     /// [`KvmError::Open`], [`KvmError::Lacks`].
     pub fn open() -> Result<Self, KvmError> {
-        let kvm = Kvm::new().map_err(|error| KvmError::Open {
+        Self::open_at(c"/dev/kvm")
+    }
+
+    /// Opens the device at another place.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_at(path: &CStr) -> Result<Self, KvmError> {
+        let kvm = Kvm::new_with_path(path).map_err(|error| KvmError::Open {
             source: super::error::io_error(error),
         })?;
         if kvm.get_api_version() != API_VERSION {

@@ -14,6 +14,7 @@
 
 mod dirty;
 mod error;
+pub mod examine;
 mod exits;
 mod fpu;
 mod host;

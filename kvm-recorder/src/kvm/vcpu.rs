@@ -135,6 +135,11 @@ impl KvmVcpu {
         }
     }
 
+    /// The vCPU's descriptor, for what [`super::examine`] tries.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// Finishes a port, MMIO or MSR access, after which state is that of a boundary.
     fn finish(&mut self) -> Result<(), VcpuError> {
         self.run_without_entering()?;

@@ -14,7 +14,8 @@ const RETRY: Duration = Duration::from_micros(20);
 const MAX_DOUBLINGS: u32 = 9;
 
 /// A guest that was woken from HLT mostly halts again before this many steps: until then no alarm is
-/// set, whose thread would be woken for nothing, and the guest looks at the time a little later.
+/// set, whose thread would be woken for nothing, and the guest's devices look at the time at its next
+/// exit or after these steps.
 const SHORT_STEPS: u64 = 100_000;
 
 /// How many steps later, where steps count.
@@ -104,8 +105,8 @@ pub(super) struct Pace {
     retries: u32,
     /// Stops by position need no landmarks.
     counts: bool,
-    /// The guest halted since the alarm was last set.
-    woken: bool,
+    /// The guest was woken from HLT; no alarm is set before this step.
+    no_alarm_before: Steps,
 }
 
 fn steps(position: Option<Position>) -> Steps {
@@ -141,7 +142,7 @@ impl Pace {
             retrying: false,
             retries: 0,
             counts: options.positions == Positions::Count,
-            woken: false,
+            no_alarm_before: Steps(0),
         };
         let position = vcpu.position();
         let now = this.now(position);
@@ -204,7 +205,6 @@ impl Pace {
             return position.map(|at| Position::at(at.steps.0 + RETRY_STEPS));
         }
         self.retries = 0;
-        let woken = std::mem::take(&mut self.woken);
         let goals = [Some(self.interval_end), self.end];
         let by_steps = goals.into_iter().flatten().filter_map(|goal| match goal {
             Goal::Steps(steps) => Some(steps),
@@ -215,9 +215,9 @@ impl Pace {
             RunLimit::Steps(steps) => Some(steps),
             RunLimit::Host(_) | RunLimit::Unlimited => None,
         };
-        let short = position.filter(|_| woken && self.counts);
-        let by_halting = match (limit, short) {
-            (RunLimit::Host(_), Some(at)) => Some(Steps(at.steps.0 + SHORT_STEPS)),
+        let short = self.counts && steps(position) < self.no_alarm_before;
+        let by_halting = match limit {
+            RunLimit::Host(_) if short => Some(self.no_alarm_before),
             _ => None,
         };
         self.set_alarm(match limit {
@@ -265,7 +265,7 @@ impl Pace {
         position: Option<Position>,
         control: &Control,
     ) {
-        self.woken = true;
+        self.no_alarm_before = Steps(steps(position).0.saturating_add(SHORT_STEPS));
         let moment = self.moment(position);
         let until = match (&self.clock, deadline) {
             // Nothing but input makes time pass, so do not run ahead of it.
@@ -280,5 +280,50 @@ impl Pace {
             }
             Idle::UntilInput => control.wait(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::clock::HostClock;
+
+    struct Nobody;
+
+    impl machine::vcpu::Kick for Nobody {
+        fn kick(&self) {}
+    }
+
+    #[test]
+    fn a_woken_guest_needs_no_alarm_at_any_of_its_first_exits() {
+        let started = Instant::now();
+        let mut clock = VirtualClock::Host(HostClock::new());
+        clock.resume(Moment::default());
+        let mut pace = Pace {
+            clock,
+            started,
+            alarm: None,
+            lateness: None,
+            interval: Length::Steps(u64::MAX),
+            interval_end: Goal::Steps(Steps(u64::MAX)),
+            end: None,
+            retrying: false,
+            counts: true,
+            no_alarm_before: Steps(0),
+        };
+        let deadline = Some(VirtualNanos(1));
+        let at = |steps| Some(Position::at(steps));
+        let on_the_alarm = at(u64::MAX);
+        assert_eq!(pace.next_stop(deadline, at(1_000)), on_the_alarm);
+        pace.idle(
+            deadline,
+            at(1_000),
+            &Control::new(std::sync::Arc::new(Nobody)),
+        );
+        let look = at(1_000 + SHORT_STEPS);
+        for steps in [1_001, 1_300, 1_000 + SHORT_STEPS - 1] {
+            assert_eq!(pace.next_stop(deadline, at(steps)), look, "{steps}");
+        }
+        assert_eq!(pace.next_stop(deadline, look), on_the_alarm);
     }
 }

@@ -158,6 +158,30 @@ fn load_segment(image: &[u8], offset: u64) -> Result<Option<LoadSegment<'_>>, Bo
     }))
 }
 
+/// What a file would say of raw code at `address`.
+pub(super) fn flat(image: &[u8], address: u64) -> Result<Elf<'_>, BootError> {
+    let what = match address.checked_add(image.len() as u64) {
+        _ if image.is_empty() => "no code; its address",
+        None => "code that wraps around; its address",
+        Some(_) if address < LOW_END => "code below 1 MiB",
+        Some(end) => {
+            let memory = address..end;
+            return Ok(Elf {
+                segments: vec![LoadSegment {
+                    content: image,
+                    memory: memory.clone(),
+                }],
+                entry: address,
+                range: memory,
+            });
+        }
+    };
+    Err(BootError::Elf {
+        what,
+        value: address,
+    })
+}
+
 impl Elf<'_> {
     /// Writes all segments. What a segment has in memory beyond the file stays as it is: RAM is
     /// zero when it is new.

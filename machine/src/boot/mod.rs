@@ -86,7 +86,29 @@ fn load_elf(
     vmlinux: &[u8],
     setup: &Setup,
 ) -> Result<LoadedGuest, BootError> {
-    let elf = elf::parse(vmlinux)?;
+    enter(ram, boot, &elf::parse(vmlinux)?, setup)
+}
+
+/// Loads raw code into `ram`, which must be new, and enters it at its first byte as a kernel would be.
+///
+/// # Errors
+/// [`BootError`]; `ram` may then hold part of the guest.
+pub fn load_flat(ram: &Ram, image: &[u8], address: GuestPhys) -> Result<LoadedGuest, BootError> {
+    let boot = LinuxBoot {
+        kernel: image,
+        initrd: None,
+        command_line: "",
+        rng_seed: DEFAULT_RNG_SEED,
+    };
+    enter(ram, &boot, &elf::flat(image, address.0)?, &Setup::for_elf())
+}
+
+fn enter(
+    ram: &Ram,
+    boot: &LinuxBoot<'_>,
+    elf: &elf::Elf<'_>,
+    setup: &Setup,
+) -> Result<LoadedGuest, BootError> {
     let needed = elf.range.end.max(setup.init_end);
     if needed > ram.bytes() {
         return Err(BootError::TooLargeForRam {
@@ -112,7 +134,7 @@ fn load_elf(
     state.gpr[Gpr::Rsi as usize] = layout::BOOT_PARAMS;
     Ok(LoadedGuest {
         state,
-        kernel: elf.range,
+        kernel: elf.range.clone(),
         initrd,
     })
 }

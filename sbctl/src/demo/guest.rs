@@ -100,7 +100,9 @@ impl DemoGuest {
         let options = options.flat_map(|(name, value)| [(*name).to_owned(), value.clone()]);
         Ok(Self {
             what: what.to_owned(),
-            options: options.chain(["--accel=engine".to_owned()]).collect(),
+            options: options
+                .chain(["--accel=engine", "--check-live=no"].map(str::to_owned))
+                .collect(),
             console: directory.join("console.txt"),
         })
     }

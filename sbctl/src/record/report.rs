@@ -3,8 +3,9 @@
 use crate::ending::Ending;
 use crate::quantity::{Bytes, Grouped};
 use crate::recording::Stored;
+use crate::simulate::LiveChecked;
 use checkpoint_dedup::RecordingName;
-use kvm_recorder::Summary;
+use kvm_recorder::{PositionCounts, Summary};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -40,12 +41,44 @@ pub(crate) struct Report {
     reads: u64,
     interrupts: u64,
     device_writes: u64,
-    landmarks: u64,
+    positions: Positions,
     /// For which the guest stood still to take them.
     landmarks_ns: u64,
     /// CPU time of the thread that ran the guest.
     guest_thread_ns: u64,
     pub(crate) store: Stored,
+    /// What simulating a sample of the intervals meanwhile came to.
+    pub(crate) live_check: LiveChecked,
+}
+
+/// How many positions were logged, by kind.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Positions {
+    count: u64,
+    after_io: u64,
+    window: u64,
+    landmark: u64,
+    /// At the position of the event before.
+    follows: u64,
+}
+
+impl From<PositionCounts> for Positions {
+    fn from(counts: PositionCounts) -> Self {
+        let PositionCounts {
+            count,
+            after_io,
+            window,
+            landmark,
+            follows,
+        } = counts;
+        Self {
+            count,
+            after_io,
+            window,
+            landmark,
+            follows,
+        }
+    }
 }
 
 impl Report {
@@ -81,10 +114,34 @@ impl Report {
             reads: summary.events.reads,
             interrupts: summary.events.interrupts,
             device_writes: summary.events.writes,
-            landmarks: summary.positions.landmark,
+            positions: Positions::from(summary.positions),
             landmarks_ns: nanos(summary.landmarks.time),
             guest_thread_ns: nanos(guest_thread),
             store,
+            live_check: LiveChecked::default(),
+        }
+    }
+
+    fn write_live_check(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LiveChecked {
+            on,
+            checked,
+            failed,
+            first_failed,
+            why_not,
+        } = &self.live_check;
+        if !on {
+            return Ok(());
+        }
+        write!(f, "\n  checked live {checked} of the intervals: ")?;
+        match (first_failed, checked) {
+            (Some(first), _) => write!(f, "{failed} of them not verified, first {first}")?,
+            (None, 0) => f.write_str("no core was idle for long enough")?,
+            (None, _) => f.write_str("verified")?,
+        }
+        match why_not {
+            Some(why) => write!(f, "; then no more: {why}"),
+            None => Ok(()),
         }
     }
 }
@@ -115,8 +172,7 @@ impl fmt::Display for Report {
   pauses       {:.3} ms median, {:.3} ms p99, {:.3} ms longest ({:.3} ms p99 on the CPU); waited for the store {:.1} ms
   dirty pages  {} ({}), {} of them copied because the guest wrote them again
   stored       {} ({share:.1} %): {} pages edits, {} whole, {} known, {} filled
-  log          {} ({} reads, {} interrupts, {} device writes, {} landmarks)
-next: {} simulate {}",
+  log          {} ({} reads, {} interrupts, {} device writes, {} landmarks)",
             self.guest_time_ns as f64 / 1e9,
             100.0 * self.held_up,
             self.intervals,
@@ -137,9 +193,13 @@ next: {} simulate {}",
             Grouped(self.reads),
             Grouped(self.interrupts),
             Grouped(self.device_writes),
-            Grouped(self.landmarks),
-            self.sbctl,
-            self.recording,
-        )
+            Grouped(self.positions.landmark),
+        )?;
+        self.write_live_check(f)?;
+        let (sbctl, recording) = (&self.sbctl, &self.recording);
+        match self.live_check.first_failed {
+            None => write!(f, "\nnext: {sbctl} simulate {recording}"),
+            Some(interval) => write!(f, "\nnext: {sbctl} bisect {recording} {interval}"),
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! How recordings of guests lie in a repository (`docs/format/recording.md`): the adapters between
 //! the recorder's and the simulator's checkpoints and the store.
 
+mod host;
 mod moment;
 mod note;
 mod sink;
 mod source;
 
+pub(crate) use host::{HostArguments, HostMatch, HostRecord};
 pub(crate) use moment::MomentError;
 pub(crate) use note::{Accelerator, IntervalLength, Note, PositionsKind};
 pub(crate) use sink::{StoreSink, Stored};

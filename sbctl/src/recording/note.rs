@@ -73,6 +73,9 @@ pub(crate) struct Note {
     pub(crate) command_line: String,
     /// The CPUID table's blob, in hexadecimal.
     pub(crate) cpuid: String,
+    /// Which processor recorded, `host.rs`. Absent in recordings of earlier builds.
+    #[serde(default)]
+    pub(crate) host: Option<serde_json::Value>,
 }
 
 impl Note {
@@ -142,6 +145,7 @@ mod tests {
             initrd: None,
             command_line: String::new(),
             cpuid: Note::cpuid_text(&CpuidTable::x86_64_v2()),
+            host: Some(serde_json::json!({"version": 9})),
         }
     }
 

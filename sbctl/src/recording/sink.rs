@@ -20,7 +20,9 @@ use machine::units::{Gfn, PAGE_BYTES};
 use replay_log::{Async, Content, Effect, Event, Segment};
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::available_parallelism;
 
 /// Most bytes of pages that wait for the store.
 const MOST_WAITING_BYTES: u64 = 256 << 20;
@@ -87,6 +89,12 @@ struct State {
     progress: ProgressBar,
 }
 
+/// One CPU is the guest's.
+fn threads_beside_the_guest() -> NonZeroUsize {
+    let cpus = available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cpus - 1).unwrap_or(NonZeroUsize::MIN)
+}
+
 impl StoreSink {
     /// Begins a recording.
     ///
@@ -106,10 +114,18 @@ impl StoreSink {
             note,
             patience: Patience::default(),
             queue: STORE_QUEUE,
+            threads: Some(threads_beside_the_guest()),
             ..WriterOptions::default()
         };
+        // The store's threads inherit the niceness of the thread that starts them.
+        let start = || {
+            kvm_recorder::yield_to_guest();
+            repository.write(name, options)
+        };
+        let writer = std::thread::scope(|scope| scope.spawn(start).join())
+            .expect("starting a writer does not panic")?;
         Ok(Self(Arc::new(Mutex::new(State {
-            writer: Some(repository.write(name, options)?),
+            writer: Some(writer),
             open: None,
             contents: HashMap::new(),
             waiting: VecDeque::new(),

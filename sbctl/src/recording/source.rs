@@ -1,5 +1,6 @@
 //! A recording in the repository, as a simulator reads it.
 
+use super::host::HostMatch;
 use super::moment::Moment;
 use super::note::Note;
 use super::{CPU_BLOB, DEVICE_BLOB, MOMENT_BLOB, RAM_SPACE};
@@ -38,6 +39,11 @@ impl Source {
             recording,
             note: Arc::new(note),
         })
+    }
+
+    /// How the processor that recorded compares with this host's.
+    pub(crate) fn host(&self) -> HostMatch {
+        HostMatch::of(self.note.host.as_ref())
     }
 
     /// What was known when it was opened.

@@ -4,7 +4,7 @@ use std::fs;
 
 /// Bytes that are free for new processes: what the kernel says is available, at most what the memory
 /// control groups above this process leave.
-pub(super) fn available_bytes() -> u64 {
+pub(crate) fn available_bytes() -> u64 {
     let system = fs::read_to_string("/proc/meminfo").ok();
     let system = system.as_deref().and_then(available).unwrap_or(u64::MAX);
     system.min(left_of_control_groups().unwrap_or(u64::MAX))

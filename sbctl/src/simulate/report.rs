@@ -5,7 +5,7 @@ use super::results::{IntervalResult, Results, Search};
 use super::supervisor::Ran;
 use crate::exit::Exit;
 use crate::quantity::{Bytes, Grouped};
-use crate::recording::{Accelerator, Source};
+use crate::recording::{Accelerator, HostMatch, Source};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -47,6 +47,8 @@ pub(crate) struct Report {
     #[serde(skip)]
     pub(crate) sbctl: String,
     id: String,
+    /// How the processor that recorded compares with this host's. Absent where nothing was simulated.
+    pub(crate) host: Option<HostMatch>,
     evidence: Vec<&'static str>,
     /// Intervals that were asked for.
     pub(crate) intervals: u64,
@@ -153,6 +155,7 @@ impl Report {
             recording: merged.recording.clone(),
             sbctl: "sbctl".into(),
             id: merged.id.clone(),
+            host: None,
             evidence: merged.evidence.clone(),
             intervals,
             verified: intervals - failures.len() as u64 - missing.len() as u64,

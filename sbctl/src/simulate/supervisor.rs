@@ -2,20 +2,18 @@
 
 use super::configuration::Configuration;
 use super::finding::Finding;
-use super::messages::{Command, Event, Finished, line};
+use super::messages::{Command, Event, Finished};
+use super::process::{Ended, Priority, Process, Worker};
 use super::results::{IntervalResult, Results};
 use crate::environment::Environment;
 use crate::progress;
 use crate::recording::Source;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use checkpoint_dedup::{RecordingName, RecordingState};
 use indicatif::ProgressBar;
 use std::collections::{BTreeSet, VecDeque};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -47,44 +45,22 @@ pub(crate) struct Ran {
 pub(super) struct Supervisor<'a> {
     order: Order<'a>,
     environment: &'a Environment,
-    repository: String,
+    repository: &'a Path,
     source: &'a Source,
     results: &'a Results,
     progress: ProgressBar,
     ran: Mutex<Ran>,
 }
 
-/// A worker process.
-struct Process {
-    child: Child,
-    commands: ChildStdin,
-    events: Receiver<Event>,
-    /// Intervals that are under way.
-    started: BTreeSet<u64>,
-    finished: BTreeSet<u64>,
-}
-
-/// How a worker process ended.
-enum Ended {
-    /// All that it was given is done, or it was cancelled.
-    InOrder,
-    /// It died, and these intervals were under way.
-    Died(ExitStatus, BTreeSet<u64>),
-}
-
 impl<'a> Supervisor<'a> {
     pub(super) fn new(
         order: Order<'a>,
         environment: &'a Environment,
+        repository: &'a Path,
         source: &'a Source,
         results: &'a Results,
-    ) -> Result<Self> {
-        let path = environment.repository_path()?;
-        let repository = path
-            .to_str()
-            .context("the repository's path is no text")?
-            .to_owned();
-        Ok(Self {
+    ) -> Self {
+        Self {
             order,
             environment,
             repository,
@@ -92,7 +68,7 @@ impl<'a> Supervisor<'a> {
             results,
             progress: progress::bar(0, "intervals"),
             ran: Mutex::default(),
-        })
+        }
     }
 
     /// Simulates `todo`, and with `--follow` what the recording still publishes, which is added to
@@ -263,71 +239,13 @@ impl<'a> Supervisor<'a> {
     }
 
     fn start(&self, parallel: usize) -> Result<Process> {
-        let program = std::env::current_exe().context("where is this program?")?;
-        let mut command = std::process::Command::new(program);
-        command
-            .args(["--repo", &self.repository, "simulate-worker"])
-            .arg(self.order.name.as_str())
-            .args(["--parallel", &parallel.to_string(), "--out"])
-            .arg(self.order.root)
-            .args(self.order.configuration.arguments())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for the supervisor, which lets workers end in order.
-            .process_group(0);
-        let mut child = command.spawn().context("cannot start a worker process")?;
-        let commands = child.stdin.take().expect("it is piped");
-        let output = child.stdout.take().expect("it is piped");
-        let (to_events, events) = channel();
-        std::thread::Builder::new()
-            .name("events".into())
-            .spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let event = serde_json::from_str(&line);
-                    if event.is_ok_and(|event| to_events.send(event).is_err()) {
-                        return;
-                    }
-                }
-            })
-            .context("cannot start a thread")?;
-        Ok(Process {
-            child,
-            commands,
-            events,
-            started: BTreeSet::new(),
-            finished: BTreeSet::new(),
+        Process::start(&Worker {
+            repository: self.repository,
+            name: self.order.name,
+            configuration: self.order.configuration,
+            root: self.order.root,
+            parallel,
+            priority: Priority::Normal,
         })
-    }
-}
-
-impl Process {
-    /// A process that has died is found when its events end.
-    fn send(&mut self, command: Command) {
-        let _ = self.commands.write_all(line(&command).as_bytes());
-    }
-
-    fn send_all(&mut self, from: &mut VecDeque<u64>, sent: &mut VecDeque<u64>) {
-        for interval in from.drain(..) {
-            self.send(Command::Simulate(interval));
-            sent.push_back(interval);
-        }
-    }
-
-    /// Waits for the end, which is near: its events have ended.
-    fn end(&mut self) -> Result<Ended> {
-        let status = self
-            .child
-            .wait()
-            .context("cannot wait for a worker process")?;
-        if status.signal().is_none() {
-            return match status.code() {
-                Some(0 | 130) => Ok(Ended::InOrder),
-                _ => bail!("a worker process gave up ({status}); it said why above"),
-            };
-        }
-        if self.started.is_empty() && self.finished.is_empty() {
-            bail!("a worker process died before it began an interval ({status})");
-        }
-        Ok(Ended::Died(status, std::mem::take(&mut self.started)))
     }
 }

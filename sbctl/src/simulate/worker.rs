@@ -40,6 +40,9 @@ pub(crate) struct WorkerArguments {
     out: PathBuf,
     #[arg(long)]
     paranoid: bool,
+    /// Takes only what nobody else wants of the processors
+    #[arg(long)]
+    low_priority: bool,
     #[command(flatten)]
     instruments: InstrumentArguments,
 }
@@ -56,6 +59,10 @@ struct Shared {
 
 /// Simulates what the supervisor asks for.
 pub(crate) fn run(arguments: WorkerArguments, environment: &Environment) -> Result<Exit> {
+    if arguments.low_priority {
+        // Of this thread and of those that it starts from here on.
+        rustix::process::nice(19).context("cannot lower the priority")?;
+    }
     let limits = CacheLimits {
         group_bytes: SHARED_CACHE_BYTES / 4,
         page_bytes: SHARED_CACHE_BYTES,
@@ -93,6 +100,8 @@ pub(crate) fn run(arguments: WorkerArguments, environment: &Environment) -> Resu
             .try_for_each(|thread| thread.join().expect("workers catch panics"))
     })?;
     match shared.cancel.load(Ordering::Acquire) {
+        // Nobody pressed Ctrl-C: what was recorded has ended.
+        true if arguments.low_priority => Ok(Exit::Interrupted),
         true => Err(Interrupted.into()),
         false => Ok(Exit::Done),
     }

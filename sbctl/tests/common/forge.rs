@@ -14,6 +14,8 @@ pub(crate) struct Forgery<'a> {
     pub(crate) page: &'a dyn Fn(u32, Frame, &mut Page),
     /// Changes the log of an interval.
     pub(crate) log: &'a dyn Fn(u32, &mut Vec<u8>),
+    /// Changes what the recording says about itself.
+    pub(crate) note: &'a dyn Fn(&mut Vec<u8>),
 }
 
 /// Nothing is made wrong.
@@ -21,6 +23,7 @@ pub(crate) const FAITHFUL: Forgery<'static> = Forgery {
     blob: &|_, _, _| (),
     page: &|_, _, _| (),
     log: &|_, _| (),
+    note: &|_| (),
 };
 
 impl Lab {
@@ -46,9 +49,11 @@ impl Lab {
         let checkpoints = recording.checkpoints().expect("checkpoints");
         let first = recording.checkpoint(CheckpointNo(0)).expect("the first");
         let frames = first.space("ram").expect("RAM").frames();
+        let mut note = recording.info().note.clone();
+        (forgery.note)(&mut note);
         let options = WriterOptions {
             spaces: vec![("ram".into(), frames)],
-            note: recording.info().note.clone(),
+            note,
             ..WriterOptions::default()
         };
         let mut writer = repository

@@ -71,8 +71,9 @@ impl Lab {
             "16M",
             "--console",
             "none",
-            "--accel",
-            "engine",
+            "--accel=engine",
+            // Else it would depend on the host what is simulated later.
+            "--check-live=no",
         ];
         fixed.map(str::to_owned).to_vec()
     }

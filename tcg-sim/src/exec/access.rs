@@ -28,7 +28,10 @@ impl Engine {
         self.soft.counters.slow_accesses += 1;
         let va = self.env().core.t0;
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
-        match self.access(site, va, access, one_step) {
+        self.soft.keeps_code = !one_step;
+        let prepared = self.access(site, va, access, one_step);
+        self.soft.keeps_code = false;
+        match prepared {
             Ok(Some(addend)) => {
                 self.env().core.t1 = addend;
                 if let Some(gfn) = self.soft.direct_frame(va, addend).filter(|_| !one_step) {
@@ -75,8 +78,7 @@ impl Engine {
         };
         let at = Access::at_cpl(kind, self.mode.cpl());
         if alone {
-            check_canonical(va, bytes).map_err(stack_fault)?;
-            self.check_alignment(va, access)?;
+            self.check_address(va, access).map_err(stack_fault)?;
         }
         let second = self.second_part(site, va, access);
         if let Some(second) = second {
@@ -95,11 +97,14 @@ impl Engine {
             if access.write || watched {
                 return Ok(None);
             }
-            self.check_alignment(va, access)?;
+            self.check_address(va, access).map_err(stack_fault)?;
         }
         let soft = &mut self.soft;
         if crosses {
             let (first, second) = soft.pieces(&self.cpu, va, bytes, at).map_err(stack_fault)?;
+            if !alone && soft.code_changed {
+                return Ok(None);
+            }
             let pieces = [Some(first), second, None, None];
             return Ok(Some(self.bounce(va, pieces, access)));
         }
@@ -111,6 +116,12 @@ impl Engine {
             return Ok(None);
         }
         let mapping = soft.translate(&self.cpu, va, at).map_err(stack_fault)?;
+        if !alone && soft.code_changed {
+            // The walk sets a bit inside translated code, maybe of this instruction, which is decoded no
+            // more once it runs alone. Or a table that leads to this code was found in another place,
+            // where it counts from now on: no store to it would make this block stale.
+            return Ok(None);
+        }
         let table = access.write && soft.is_table(mapping.gpa.gfn());
         if !soft.is_ram(mapping.gpa.gfn()) {
             let piece = Piece {
@@ -140,6 +151,16 @@ impl Engine {
             soft.fill(&self.cpu, va, &mapping, self.mode, access.write);
         }
         Ok(Some(self.soft.addend(va, mapping.gpa)))
+    }
+
+    /// #GP for an address that is not canonical, or #AC where the guest asked for it, which comes before the
+    /// #GP of an access that only ends beyond the canonical addresses. MASKMOVDQU stores its upper half first
+    /// (both: Intel family 6 model 207).
+    fn check_address(&self, va: u64, access: MemoryAccess) -> Result<(), Fault> {
+        let halves = access.parts && access.bytes == 16;
+        check_canonical(if halves { va.wrapping_add(8) } else { va }, 1)?;
+        self.check_alignment(va, access)?;
+        check_canonical(va, usize::from(access.bytes))
     }
 
     /// #AC, where the guest asked for it.

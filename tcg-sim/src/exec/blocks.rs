@@ -95,7 +95,7 @@ impl Soft {
         id: BlockId,
     ) -> Result<BlockId, Fault> {
         let next = next_code_page(rip, key.mode)?;
-        let second = self.fetch(cpu, next)?;
+        let second = self.fetch_second(cpu, rip, next)?;
         if self.cache.block(id).second == Some(second) {
             return Ok(id);
         }
@@ -154,7 +154,7 @@ impl Soft {
         key: BlockKey,
     ) -> Result<BlockId, Fault> {
         let next = next_code_page(rip, key.mode)?;
-        let second = self.fetch(cpu, next)?;
+        let second = self.fetch_second(cpu, rip, next)?;
         let mut bytes = self.code_page(key.gfn)[usize::from(key.offset)..].to_vec();
         bytes.extend(&self.code_page(second)[..15]);
         let in_ram = self.is_ram(key.gfn) && self.is_ram(second);

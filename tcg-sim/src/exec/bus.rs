@@ -187,6 +187,10 @@ impl SysBus for Soft {
         Ok(Some(self.addend(va, piece.gpa).wrapping_add(va) as *mut u8))
     }
 
+    fn is_stale(&mut self) -> bool {
+        self.stale
+    }
+
     fn hits_instruction(
         &mut self,
         cpu: &CpuState,

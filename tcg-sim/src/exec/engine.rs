@@ -482,7 +482,7 @@ impl Engine {
                 taken,
             } => {
                 self.soft.probe.note_taken(taken);
-                Ok(self.handle_goto(target, link))
+                Ok(self.handle_goto(site, target, link))
             }
             SiteKind::Indirect { undo_rsp } => Ok(self.handle_indirect(site, undo_rsp)),
             SiteKind::Stop { resume } => {
@@ -524,10 +524,13 @@ impl Engine {
             .wrapping_add(u64::from(insn.offset));
     }
 
-    fn handle_goto(&mut self, target: i64, link: Option<u64>) -> Next {
+    fn handle_goto(&mut self, site: Site, target: i64, link: Option<u64>) -> Next {
         self.soft.counters.gotos += 1;
         let rip = self.env().core.page_base.wrapping_add_signed(target);
         let rip = self.instruction_address(rip);
+        if !is_canonical(rip) {
+            return self.leave_canonical_space(site, rip, 0);
+        }
         let Some(link) = link.filter(|_| self.env().core.budget > 0) else {
             return Next::Go(rip);
         };
@@ -552,22 +555,7 @@ impl Engine {
         self.soft.counters.branch_misses += 1;
         let rip = self.env().core.t0;
         if !is_canonical(rip) {
-            // The branch itself faults. What a call pushed stays; where it may not, the translation has
-            // looked at the target before.
-            let block = self.soft.cache.block(site.block);
-            let (offset, counted) = (
-                block.insns[usize::from(site.index)].offset,
-                !block.key.mode.is_one_step(),
-            );
-            let core = &mut self.soft.env().core;
-            core.rsp = core.rsp.wrapping_add_signed(i64::from(undo_rsp));
-            self.cpu.rip = core.page_base.wrapping_add(u64::from(offset));
-            self.pay();
-            self.soft.probed().rewind_last(site.block);
-            if counted {
-                self.add_steps(-1);
-            }
-            return Next::Left(self.deliver_fault(Fault::GP0));
+            return self.leave_canonical_space(site, rip, undo_rsp);
         }
         let one_step = self.soft.cache.block(site.block).key.mode.is_one_step();
         let watched = sys::debug::watches_code(&self.cpu, rip);

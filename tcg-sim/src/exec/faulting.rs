@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// The guest instruction of a site.
-    fn instruction_at(&mut self, site: Site) -> Instruction {
+    pub(super) fn instruction_at(&mut self, site: Site) -> Instruction {
         let block = self.soft.cache.block(site.block);
         let offset = block.insns[usize::from(site.index)].offset;
         let (gfn, second) = (block.key.gfn, block.second);

@@ -177,6 +177,13 @@ impl Frames {
         (Writers::None, moved)
     }
 
+    /// A table counts as reached in several ways from now on: a store to it makes everything stale.
+    pub(crate) fn share_table(&mut self, gfn: Gfn) {
+        if let Some(frame) = self.0.get_mut(gfn.0 as usize) {
+            frame.flags |= SHARED_TABLE;
+        }
+    }
+
     /// What a store to entry `index` of a table makes stale.
     pub(crate) fn table_store(&self, gfn: Gfn, index: u64) -> Dependents {
         self.0[gfn.0 as usize].entry_dependents(index, 1)

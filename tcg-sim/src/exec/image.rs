@@ -39,11 +39,9 @@ impl Engine {
             return Err(Fault::plain(vector::MF));
         }
         let bytes = operation.bytes(short);
-        let operand = memory_operand(instruction, &self.cpu, bytes as u64)?;
         let alignment = if short { 2 } else { 4 };
-        if self.checks_alignment() && operand.va % alignment != 0 {
-            return Err(Fault::AC);
-        }
+        let asked = self.checks_alignment().then_some(alignment);
+        let operand = memory_operand(instruction, &self.cpu, bytes as u64, asked)?;
         let mut buffer = [0; IMAGE_BYTES];
         let order = Ends::FirstThenLast(alignment as usize);
         self.check_image(operand, operation.stores(), order)?;
@@ -119,14 +117,13 @@ impl Engine {
     /// A 512-byte image: 16-byte aligned, or #GP; Intel prefers #AC where that is asked for and the
     /// address is not even a multiple of four.
     fn fx_operand(&self, instruction: &Instruction) -> Result<Operand, Fault> {
-        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64)?;
         let intel = self.soft.host.vendor == Vendor::Intel;
-        if intel && operand.va % 4 != 0 && self.checks_alignment() {
-            Err(Fault::AC)
-        } else if operand.va % 16 != 0 {
-            Err(Fault::GP0)
-        } else {
+        let asked = (intel && self.checks_alignment()).then_some(4);
+        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked)?;
+        if operand.va % 16 == 0 {
             Ok(operand)
+        } else {
+            Err(Fault::GP0)
         }
     }
 

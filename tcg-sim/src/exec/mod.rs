@@ -7,6 +7,7 @@ mod bus;
 pub(crate) mod cache;
 mod counters;
 mod direct;
+mod edge;
 mod engine;
 mod faulting;
 mod fpu;

@@ -42,11 +42,13 @@ impl Operand {
 /// The memory operand, `bytes` long.
 ///
 /// # Errors
-/// #GP(0), or #SS(0) for a stack address, if it is not canonical.
+/// #GP(0), or #SS(0) for a stack address, if it is not canonical; #AC if `alignment` is asked for and missed,
+/// which comes before the other two where only the end is not canonical (Intel family 6 model 207).
 pub(super) fn memory_operand(
     instruction: &Instruction,
     cpu: &CpuState,
     bytes: u64,
+    alignment: Option<u64>,
 ) -> Result<Operand, Fault> {
     let index = (0..instruction.op_count())
         .find(|op| instruction.op_kind(*op) == iced_x86::OpKind::Memory)
@@ -88,8 +90,13 @@ pub(super) fn memory_operand(
         base: linear(base),
         before_wrap,
     };
-    if is_canonical(operand.va) && is_canonical(operand.last()) {
-        return Ok(operand);
+    if is_canonical(operand.va) {
+        if alignment.is_some_and(|alignment| !operand.va.is_multiple_of(alignment)) {
+            return Err(Fault::AC);
+        }
+        if is_canonical(operand.last()) {
+            return Ok(operand);
+        }
     }
     let stack = matches!(
         instruction.memory_base(),

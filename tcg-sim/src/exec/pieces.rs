@@ -99,12 +99,20 @@ impl PhysMem for Soft {
         }
         // Accessed and dirty bits make no cached translation stale, but code might lie here.
         let gfn = address.gfn();
+        if self.keeps_code
+            && self.frames.flags(gfn) & CODE != 0
+            && self.cache.overlaps(gfn, address.0 % PAGE_BYTES, 8)
+        {
+            self.code_changed = true;
+            return;
+        }
         if self.frames.flags(gfn) & CODE != 0
             && self
                 .cache
                 .invalidate(gfn, address.0 % PAGE_BYTES, 8, &mut self.frames)
         {
             self.flush_branches();
+            self.stale = true;
         }
         match self.ram.prepare_write(gfn) {
             Ok(()) => self.direct.write(address, &value.to_le_bytes()),

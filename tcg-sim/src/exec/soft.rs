@@ -40,6 +40,11 @@ pub(crate) struct Soft {
     pub(super) direct: Direct,
     /// Translations or fetch mappings changed: the executing block may be stale.
     pub(crate) code_changed: bool,
+    /// Accessed and dirty bits that lie in translated code are not set: the access is made once more
+    /// by an instruction that runs alone. `code_changed` tells.
+    pub(super) keeps_code: bool,
+    /// Something on the way to the bytes of the instruction that Rust executes may have changed.
+    pub(super) stale: bool,
     /// The instruction that Rust executes has stored to a frame with translations.
     pub(crate) code_stored: bool,
     /// The host could not provide a page; the run ends with it.
@@ -66,6 +71,8 @@ impl Soft {
             uses: 0,
             direct,
             code_changed: false,
+            keeps_code: false,
+            stale: false,
             code_stored: false,
             ram_error: None,
             watched: None,
@@ -170,7 +177,7 @@ impl Soft {
     pub(crate) fn flush_all(&mut self) {
         self.counters.tlb_flushes += 1;
         self.spaces.iter_mut().for_each(Space::flush);
-        self.code_changed = true;
+        (self.code_changed, self.stale) = (true, true);
     }
 
     /// Forgets all branch targets and fetches, in every address space.
@@ -240,10 +247,12 @@ impl Soft {
         self.counters.walks += 1;
         let paging = Paging::of(cpu);
         let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
-        for (index, gfn) in mapping.frames[..usize::from(mapping.levels)]
-            .iter()
-            .enumerate()
-        {
+        let tables = &mapping.frames[..usize::from(mapping.levels)];
+        for (index, gfn) in tables.iter().enumerate() {
+            if tables[..index].contains(gfn) {
+                // What is derived from it depends on several of its entries, at several levels.
+                self.frames.share_table(*gfn);
+            }
             self.mark_table(*gfn, 4 - index as u8, va, mapping.frames[0]);
         }
         Ok(mapping)
@@ -328,9 +337,10 @@ impl Soft {
             }
         }
         let executing = self.core().page_base;
-        if executing.wrapping_sub(range.start) < range.end.wrapping_sub(range.start) {
-            self.code_changed = true;
-        }
+        let lost = |page: u64| page.wrapping_sub(range.start) < range.end.wrapping_sub(range.start);
+        self.code_changed |= lost(executing);
+        // An instruction may reach into the next page; it is the only one of its block then.
+        self.stale |= lost(executing) || lost(executing.wrapping_add(PAGE_BYTES));
     }
 
     /// As [`Soft::before_store`], for a store of the block that executes, as its next act. False if
@@ -486,6 +496,33 @@ impl Soft {
         let gfn = mapping.gpa.gfn();
         self.spaces[self.current].note_fetch(rip, user, gfn);
         Ok(gfn)
+    }
+
+    /// As [`Soft::fetch`], for the page `next` that the instruction at `rip` reaches into.
+    ///
+    /// # Errors
+    /// The fault of the fetch.
+    pub(super) fn fetch_second(
+        &mut self,
+        cpu: &CpuState,
+        rip: u64,
+        next: u64,
+    ) -> Result<Gfn, Fault> {
+        let second = self.fetch(cpu, next)?;
+        if self.spaces[self.current]
+            .fetched(rip, cpu.cpl() == 3)
+            .is_some()
+        {
+            return Ok(second);
+        }
+        // A table of the first page's is one of the second's in another place, where it counts now;
+        // the block depends on both.
+        let access = Access::at_cpl(AccessType::Fetch, cpu.cpl());
+        let first = self.translate(cpu, rip, access)?;
+        for table in &first.frames[..usize::from(first.levels)] {
+            self.frames.share_table(*table);
+        }
+        self.fetch(cpu, next)
     }
 
     /// Where translated code goes on at an address, if that is cached.

@@ -117,7 +117,7 @@ impl Engine {
             return Ok(Outcome::Next);
         }
         let limit = self.rep_limit.min(self.iterations_to_target());
-        self.soft.code_stored = false;
+        (self.soft.code_stored, self.soft.stale) = (false, false);
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
     }
 

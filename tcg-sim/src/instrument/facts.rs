@@ -88,13 +88,22 @@ impl BlockFacts {
 
     /// What the instructions from `first` on amount to.
     pub(crate) fn tally(&self, first: usize) -> Tally {
+        self.tally_between(first, self.insns.len())
+    }
+
+    /// The same of one instruction.
+    pub(crate) fn tally_of(&self, index: usize) -> Tally {
+        self.tally_between(index, index + 1)
+    }
+
+    fn tally_between(&self, first: usize, end: usize) -> Tally {
         let mut tally = Tally::default();
-        for insn in &self.insns[first..] {
+        for insn in &self.insns[first..end] {
             tally.instructions += 1;
             tally.branches += u64::from(insn.branch.is_some());
             tally.taken += u64::from(insn.branch == Some(Branch::Always));
         }
-        for access in &self.accesses[self.accesses_before(first)..] {
+        for access in &self.accesses[self.accesses_before(first)..self.accesses_before(end)] {
             tally
                 .accesses
                 .note(access.direction, access.bytes.into(), 1);

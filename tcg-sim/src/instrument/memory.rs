@@ -177,9 +177,9 @@ impl MemoryTrace {
         }
     }
 
-    /// The block that was left last did not retire its last instruction.
-    pub(crate) fn reopen(&mut self, facts: &BlockFacts, core: &mut Core) {
-        core.trace -= 8 + 8 * facts.accesses.len() as u64;
+    /// The block that was left last, behind its instruction `index`, did not retire that.
+    pub(crate) fn reopen(&mut self, facts: &BlockFacts, index: usize, core: &mut Core) {
+        core.trace -= 8 + 8 * facts.accesses_before(index + 1) as u64;
     }
 
     /// A block goes on at its instruction `index`.

@@ -307,14 +307,18 @@ impl Probed<'_> {
         }
     }
 
-    /// A block was left through its last instruction, which did not retire after all.
-    pub(crate) fn rewind_last(self, id: BlockId) {
-        if let Some(facts) = facts_of(self.cache.block(id)) {
+    /// A block was left through its instruction `index`, which did not retire after all.
+    pub(crate) fn rewind_exit(self, id: BlockId, index: usize) {
+        let block = self.cache.block(id);
+        if let Some(facts) = facts_of(block) {
+            let mut undone = facts.tally_of(index);
+            // It was taken, or the block would not have been left here.
+            undone.taken += u64::from(facts.insns[index].branch == Some(Branch::Conditional));
+            self.probe.undone.add(&undone, block.key.mode.cpl(), 1);
             if let Some(memory) = &mut self.probe.memory {
-                memory.reopen(facts, self.core);
+                memory.reopen(facts, index, self.core);
+                memory.rewind(facts, index, self.core);
             }
-            let last = facts.insns.len() - 1;
-            self.rewind(id, last);
         }
     }
 

@@ -50,6 +50,8 @@ pub struct FirstDifference {
 pub struct Divergence {
     /// First and last position of the window.
     pub window: (Position, Position),
+    /// The other ways had all instruments; without any they had come to the state of the run.
+    pub instrumented: bool,
     /// The first step at which the two other ways differ from each other.
     pub first: Option<FirstDifference>,
     /// The other ways agree; the run itself, which started warm, came elsewhere.
@@ -69,6 +71,9 @@ impl fmt::Display for Divergence {
             f,
             "the engine differs from itself between {start} and {end}"
         )?;
+        if self.instrumented {
+            f.write_str(" (with instruments only)")?;
+        }
         let Some(first) = &self.first else {
             write!(
                 f,

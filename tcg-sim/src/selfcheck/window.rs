@@ -79,10 +79,7 @@ impl Ways {
                 one_instruction_blocks,
                 ..options.clone()
             };
-            let mut engine = Engine::new(ram.clone(), cpuid.clone(), options)?;
-            if !one_instruction_blocks {
-                engine.set_instruments(all_instruments());
-            }
+            let engine = Engine::new(ram.clone(), cpuid.clone(), options)?;
             let behind = Vec::new();
             Ok::<_, VcpuError>(Other {
                 engine,
@@ -118,8 +115,33 @@ impl Ways {
         Ok(())
     }
 
-    /// Executes the window in the other ways. `None`: all came to `state` and `ram`.
+    /// Executes the window in the other ways, without and with instruments. `None`: all came to `state`
+    /// and `ram`.
     pub(super) fn compare(
+        &mut self,
+        window: &Window,
+        state: &CpuState,
+        end: Position,
+        ram: &Ram,
+    ) -> Result<Option<Divergence>, VcpuError> {
+        for instrumented in [false, true] {
+            for (_, other) in &mut self.others {
+                other.engine.set_instruments(match instrumented {
+                    true => all_instruments(),
+                    false => Instruments::none(),
+                });
+            }
+            if let Some(found) = self.compare_once(window, state, end, ram)? {
+                return Ok(Some(Divergence {
+                    instrumented,
+                    ..found
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn compare_once(
         &mut self,
         window: &Window,
         state: &CpuState,
@@ -152,6 +174,7 @@ impl Ways {
         };
         Ok(Some(Divergence {
             window: (window.start, end),
+            instrumented: false,
             page: frames(ram).find_map(|gfn| first_byte_that_differs(&cold.ram, ram, gfn)),
             run_alone: first.is_none(),
             registers,

@@ -169,6 +169,12 @@ pub trait SysBus {
         write: bool,
     ) -> Result<Option<*mut u8>, Fault>;
 
+    /// Whether the instruction at `cpu.rip` may be another one since it began, because something on the
+    /// way to its bytes changed: a repetition ends after this iteration, so that it is fetched anew.
+    fn is_stale(&mut self) -> bool {
+        false
+    }
+
     /// Whether the last store or [`SysBus::host_run`], of `len` bytes at `va`, is to bytes of the
     /// instruction at `cpu.rip`, `instruction_len` long, by whatever address.
     fn hits_instruction(

@@ -227,15 +227,16 @@ impl Context<'_> {
         Place { stack: true, va }
     }
 
-    /// Canonicality of all bytes and, at CPL 3 with AC and AM set, alignment (a power of two).
+    /// Canonicality of all bytes and, at CPL 3 with AC and AM set, alignment (a power of two), which comes
+    /// before that of all bytes but the first (Intel family 6 model 207).
     pub(super) fn check(&self, place: Place, len: usize, alignment: usize) -> Result<(), Fault> {
-        check_canonical(place, len)?;
+        check_canonical(place, 1)?;
         let checked =
             self.cpl() == 3 && self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0;
         if checked && place.va & (alignment as u64 - 1) != 0 {
             return Err(Fault::AC);
         }
-        Ok(())
+        check_canonical(place, len)
     }
 
     /// Loads 1 to 8 bytes, zero-extended.

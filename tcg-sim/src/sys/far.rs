@@ -9,7 +9,7 @@ use super::descriptor::{self, Descriptor, Selector, system_type};
 use super::{Fault, Outcome, Vendor};
 use crate::mmu::is_canonical;
 use iced_x86::{Code, OpKind};
-use machine::state::{Gpr, Seg, rflags};
+use machine::state::{Gpr, Seg, Segment, rflags};
 
 /// A checked target of a far transfer.
 struct Target {
@@ -17,6 +17,14 @@ struct Target {
     code: Descriptor,
     rip: u64,
     cpl: u8,
+}
+
+impl Target {
+    /// What CS becomes.
+    fn segment(&self) -> Segment {
+        let selector = Selector((self.selector.0 & !3) | u16::from(self.cpl));
+        self.code.segment(selector)
+    }
 }
 
 /// A far pointer in memory.
@@ -69,7 +77,8 @@ fn far_pointer(ctx: &mut Context) -> Result<FarPointer, Fault> {
     })
 }
 
-/// Far JMP.
+/// Far JMP. Intel (family 6 model 207) clears the upper half of RSP on the way to compatibility mode; of AMD
+/// it is not known.
 pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -92,11 +101,14 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
             ..target
         },
     )?;
+    if ctx.bus.vendor() == Vendor::Intel {
+        ctx.set_stack_pointer(ctx.gpr(Gpr::Rsp));
+    }
     Ok(Outcome::Mode)
 }
 
-/// Far CALL. CS is pushed before RIP, and both before the target is found not to be canonical: memory
-/// shows what came before the fault.
+/// Far CALL. Intel (family 6 model 207) pushes as the target's mode does: with ESP, if that is compatibility
+/// mode. What AMD does there has not been seen; it pushes as the caller's mode does, as APM vol. 3 has it.
 pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let pointer = far_pointer(ctx)?;
     let descriptor = transfer_descriptor(ctx, pointer.selector)?;
@@ -104,14 +116,30 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
         return call_gate(ctx, pointer.selector, descriptor);
     }
     let target = direct_target(ctx, &pointer, descriptor)?;
-    let size = pointer.size;
-    let cs = u64::from(ctx.cpu.segs[Seg::Cs as usize].selector);
+    let before = ctx.cpu.segs[Seg::Cs as usize];
+    let frame = [u64::from(before.selector), ctx.next_rip()];
+    if ctx.bus.vendor() == Vendor::Intel {
+        ctx.cpu.segs[Seg::Cs as usize] = target.segment();
+    }
+    call_target(ctx, &target, pointer.size, frame).inspect_err(|_| {
+        ctx.cpu.segs[Seg::Cs as usize] = before;
+    })
+}
+
+/// CS is pushed before RIP, and both before the target is found not to be canonical: memory shows what
+/// came before the fault.
+fn call_target(
+    ctx: &mut Context,
+    target: &Target,
+    size: usize,
+    [cs, rip]: [u64; 2],
+) -> Result<Outcome, Fault> {
     let above = ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(size as u64));
     ctx.store(Context::stack_place(above), size, cs)?;
     let rsp = ctx.narrowed(above.wrapping_sub(size as u64));
-    ctx.store(Context::stack_place(rsp), size, ctx.next_rip())?;
-    check_rip(&target)?;
-    enter(ctx, &target)?;
+    ctx.store(Context::stack_place(rsp), size, rip)?;
+    check_rip(target)?;
+    enter(ctx, target)?;
     ctx.set_gpr(Gpr::Rsp, rsp);
     Ok(Outcome::Mode)
 }
@@ -233,8 +261,7 @@ fn check_rip(target: &Target) -> Result<(), Fault> {
 /// Loads CS and RIP.
 fn enter(ctx: &mut Context, target: &Target) -> Result<(), Fault> {
     descriptor::mark(ctx.cpu, ctx.bus, target.selector, target.code, 1)?;
-    let selector = Selector((target.selector.0 & !3) | u16::from(target.cpl));
-    ctx.cpu.segs[Seg::Cs as usize] = target.code.segment(selector);
+    ctx.cpu.segs[Seg::Cs as usize] = target.segment();
     ctx.cpu.rip = ctx.narrowed(target.rip);
     Ok(())
 }

@@ -44,6 +44,65 @@ pub(super) fn load(run: *const u8, index: usize, elements: Elements) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// What a run is compared with: another run, or the same value each time.
+#[derive(Clone, Copy)]
+pub(super) enum Other {
+    /// A run of the same elements.
+    Run(*const u8),
+    /// A value as wide as an element.
+    Value(u64),
+}
+
+/// The first element processed that equals the other one, or with `equal` false the first that does not.
+pub(super) fn find(run: *const u8, other: Other, elements: Elements, equal: bool) -> Option<usize> {
+    match elements.size {
+        1 => find_sized(run, other, elements, equal, |value| value as u8),
+        2 => find_sized(run, other, elements, equal, |value| value as u16),
+        4 => find_sized(run, other, elements, equal, |value| value as u32),
+        _ => find_sized(run, other, elements, equal, |value| value),
+    }
+}
+
+fn find_sized<T: Copy + Eq>(
+    run: *const u8,
+    other: Other,
+    elements: Elements,
+    equal: bool,
+    narrow: impl Fn(u64) -> T,
+) -> Option<usize> {
+    let get = |run: *const u8, index| {
+        // SAFETY: `host_run` vouches for count * size readable bytes, and `find_index` stays inside them.
+        unsafe { run.cast::<T>().add(index).read_unaligned() }
+    };
+    match other {
+        Other::Run(other) => find_index(elements, |index| {
+            (get(run, index) == get(other, index)) == equal
+        }),
+        Other::Value(value) => {
+            let value = narrow(value);
+            find_index(elements, |index| (get(run, index) == value) == equal)
+        }
+    }
+}
+
+/// The first index in the order of processing whose element (numbered from the lowest address) is
+/// `wanted`.
+fn find_index(elements: Elements, wanted: impl Fn(usize) -> bool) -> Option<usize> {
+    /// As many are looked at together, which the compiler does with vectors.
+    const STRIDE: usize = 32;
+    let count = elements.count;
+    if elements.backward {
+        return (0..count).find(|index| wanted(count - 1 - index));
+    }
+    let mut start = 0;
+    while count - start >= STRIDE
+        && !(start..start + STRIDE).fold(false, |any, index| any | wanted(index))
+    {
+        start += STRIDE;
+    }
+    (start..count).find(|index| wanted(*index))
+}
+
 fn store(run: *mut u8, index: usize, elements: Elements, value: u64) {
     let bytes = value.to_le_bytes();
     // SAFETY: `host_run` vouches for count * size writable bytes, and `offset` stays inside them.
@@ -83,5 +142,44 @@ pub(super) fn copy(from: *const u8, to: *mut u8, elements: Elements) {
     for index in 0..elements.count {
         let value = load(from, index, elements);
         store(to, index, elements, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_end_where_looking_at_each_element_ends() {
+        for (size, count, backward) in [
+            (1, 200, false),
+            (1, 67, true),
+            (2, 100, false),
+            (4, 70, false),
+            (4, 40, true),
+            (8, 65, false),
+        ] {
+            let elements = Elements {
+                size,
+                count,
+                backward,
+            };
+            for place in 0..count {
+                let (zeros, mut run) = (vec![0_u8; size * count], vec![0_u8; size * count]);
+                run[place * size + size - 1] = 0x80;
+                let special = 0x80_u64 << (8 * (size - 1));
+                let expected = if backward { count - 1 - place } else { place };
+                let at = run.as_ptr();
+                assert_eq!(load(at, expected, elements), special);
+                let found = [
+                    find(at, Other::Run(zeros.as_ptr()), elements, false),
+                    find(at, Other::Value(0), elements, false),
+                    find(at, Other::Value(special), elements, true),
+                ];
+                assert_eq!(found, [Some(expected); 3], "{elements:?} {place}");
+                assert_eq!(find(at, Other::Run(at), elements, false), None);
+                assert_eq!(find(at, Other::Value(1), elements, true), None);
+            }
+        }
     }
 }

@@ -225,16 +225,16 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         };
         shape.count_down(ctx, n);
         done += n;
-        // The instruction may be another one now: it is fetched anew, as hardware does.
-        let rewritten = n == 1 && shape.stored_over_itself(ctx, kind);
-        if rewritten && shape.counter(ctx) != 0 {
-            return Ok(Outcome::RepPartial { done });
-        }
         let equal = ctx.cpu.rflags & rflags::ZF != 0;
         match repeat {
             Repeat::WhileEqual if !equal => return Ok(Outcome::Next),
             Repeat::WhileDifferent if equal => return Ok(Outcome::Next),
             _ => {}
+        }
+        // The instruction may be another one now: it is fetched anew, as hardware does.
+        let stale = n == 1 && (ctx.bus.is_stale() || shape.stored_over_itself(ctx, kind));
+        if stale && shape.counter(ctx) != 0 {
+            return Ok(Outcome::RepPartial { done });
         }
     }
 }
@@ -361,6 +361,10 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
             return 0;
         }
     }
+    // Some iteration changes what the instruction is: not known which.
+    if ctx.bus.is_stale() {
+        return 0;
+    }
     let elements = run::Elements {
         size: shape.size,
         count: n as usize,
@@ -407,35 +411,33 @@ fn perform(
             set_accumulator(ctx, size, value);
         }
         (Kind::Scas, (_, Some(to))) => {
-            return compare(
-                ctx,
-                repeat,
-                elements,
-                |_| accumulator,
-                |i| run::load(to, i, elements),
-            );
+            let other = run::Other::Value(accumulator);
+            return compare(ctx, repeat, elements, to, other);
         }
         (Kind::Cmps, (Some(from), Some(to))) => {
-            let first = |i| run::load(from, i, elements);
-            return compare(ctx, repeat, elements, first, |i| run::load(to, i, elements));
+            return compare(ctx, repeat, elements, to, run::Other::Run(from));
         }
         _ => unreachable!("a chunk has the pointers its family uses"),
     }
     elements.count as u64
 }
 
-/// Compares element by element until the repetition ends; flags are those of the last comparison.
+/// Compares elements until the repetition ends; flags are those of the last comparison, of the other
+/// operand with the run at `second`.
 fn compare(
     ctx: &mut Context,
     repeat: Repeat,
     elements: run::Elements,
-    first: impl Fn(usize) -> u64,
-    second: impl Fn(usize) -> u64,
+    second: *const u8,
+    first: run::Other,
 ) -> u64 {
-    let goes_on_when_equal = repeat == Repeat::WhileEqual;
-    let last = (0..elements.count)
-        .find(|&i| (first(i) == second(i)) != goes_on_when_equal)
-        .unwrap_or(elements.count - 1);
-    compare_flags(ctx, elements.size, first(last), second(last));
+    let ends_when_equal = repeat != Repeat::WhileEqual;
+    let last = run::find(second, first, elements, ends_when_equal).unwrap_or(elements.count - 1);
+    let minuend = match first {
+        run::Other::Run(run) => run::load(run, last, elements),
+        run::Other::Value(value) => value,
+    };
+    let subtrahend = run::load(second, last, elements);
+    compare_flags(ctx, elements.size, minuend, subtrahend);
     last as u64 + 1
 }

@@ -58,16 +58,21 @@ impl Translator<'_> {
             });
             self.tails.push(Tail::Leave { from, site });
         } else {
-            self.asm.load(T0, Mem::env(disp!(page_base)));
-            match i32::try_from(target) {
-                Ok(relative) => self.lea_sized(T0, Mem::base(T0, relative), self.compat),
-                Err(_) => {
-                    self.asm.mov_imm(T1, target as u64);
-                    self.asm.lea(T0, Mem::sum(T0, T1, 0));
-                }
-            }
-            self.emit_lookup(0);
+            self.emit_goto_by_table(target);
         }
+    }
+
+    /// Goes on at a page-relative address through the branch cache.
+    pub(super) fn emit_goto_by_table(&mut self, target: i64) {
+        self.asm.load(T0, Mem::env(disp!(page_base)));
+        match i32::try_from(target) {
+            Ok(relative) => self.lea_sized(T0, Mem::base(T0, relative), self.compat),
+            Err(_) => {
+                self.asm.mov_imm(T1, target as u64);
+                self.asm.lea(T0, Mem::sum(T0, T1, 0));
+            }
+        }
+        self.emit_lookup(0);
     }
 
     /// Goes on at the guest-linear address in T0 through the indirect-branch cache.

@@ -141,7 +141,10 @@ pub(crate) struct Translator<'a> {
 /// # Errors
 /// When not even the first instruction can be decoded from the given bytes.
 pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslation> {
-    let decoded = decode(&request)?;
+    let Decoded {
+        instructions: decoded,
+        straddling,
+    } = decode(&request)?;
     let mut translator = Translator {
         asm: Asm::new(request.host),
         encoder: Encoder::new(64),
@@ -159,7 +162,7 @@ pub(crate) fn translate(request: Request<'_>) -> Result<Translation, NoTranslati
         notes: probe::Notes::new(request.key.instruments, request.first_slot),
         request,
     };
-    let (far, near) = translator.emit(&decoded);
+    let (far, near) = translator.emit(&decoded, straddling);
     let chunks = translator
         .insns
         .iter()
@@ -182,8 +185,15 @@ fn insn_chunks(insn: &Insn) -> u64 {
     (first..=last).fold(0, |set, chunk| set | 1 << chunk)
 }
 
+/// The instructions of a superblock.
+struct Decoded {
+    instructions: Vec<(Instruction, Class)>,
+    /// The instruction behind it reaches into the next page.
+    straddling: bool,
+}
+
 /// Decodes up to the end of the superblock: a transfer, the page end or the limit.
-fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslation> {
+fn decode(request: &Request<'_>) -> Result<Decoded, NoTranslation> {
     let options = DecoderOptions::NONE | request.decoder_options;
     let bitness = if request.key.mode.is_compat() { 32 } else { 64 };
     let mut decoder = Decoder::with_ip(
@@ -194,6 +204,7 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
     );
     let limit = usize::from(request.key.limit).clamp(1, MAX_INSNS);
     let mut decoded = Vec::new();
+    let mut straddling = false;
     while decoded.len() < limit {
         let start = decoder.position();
         if start != 0
@@ -215,7 +226,10 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
                 None => {}
                 Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
-                Some(_) => break,
+                Some(reason) => {
+                    straddling = reason == NoTranslation::NeedsNextPage;
+                    break;
+                }
             }
         }
         let class = classify(&instruction, request.key.mode, request.cpu.vendor);
@@ -226,7 +240,10 @@ fn decode(request: &Request<'_>) -> Result<Vec<(Instruction, Class)>, NoTranslat
             break;
         }
     }
-    Ok(decoded)
+    Ok(Decoded {
+        instructions: decoded,
+        straddling,
+    })
 }
 
 /// Why bytes that are no instruction do not even raise #UD.
@@ -254,7 +271,7 @@ fn refuse_in_compat(bytes: &[u8], error: DecoderError) -> Option<NoTranslation> 
 
 impl Translator<'_> {
     /// Emits everything; returns the host addresses of the far and the near entry.
-    fn emit(&mut self, decoded: &[(Instruction, Class)]) -> (u64, u64) {
+    fn emit(&mut self, decoded: &[(Instruction, Class)], straddling: bool) -> (u64, u64) {
         let mut over_budget = self.emit_over_budget();
         let far = self.host_here();
         self.asm
@@ -285,7 +302,11 @@ impl Translator<'_> {
             self.note_insn(instruction);
             flow = self.emit_one(instruction, *class);
         }
-        if flow == Flow::Next {
+        if flow == Flow::Next && straddling && !self.one_step {
+            // Never linked, since which page comes next is a matter of the page tables.
+            self.note_exit(false);
+            self.emit_goto_by_table(self.next_offset);
+        } else if flow == Flow::Next {
             self.emit_goto(self.next_offset, false);
         }
         self.emit_tails();
