@@ -29,7 +29,7 @@ pub(crate) enum Boundary {
 }
 
 /// How positions are given.
-enum Kind {
+pub(crate) enum Kind {
     Count,
     Landmark(Sampler),
 }
@@ -65,14 +65,9 @@ impl Journal {
     /// The journal of interval 0, which starts at `start`.
     pub(crate) fn new(
         recording: RecordingId,
-        counts: bool,
+        kind: Kind,
         start: Option<Position>,
     ) -> Result<Self, WriteError> {
-        let kind = if counts {
-            Kind::Count
-        } else {
-            Kind::Landmark(Sampler::default())
-        };
         let header = header(recording, 0, &kind, start);
         Ok(Self {
             recording,

@@ -12,6 +12,9 @@ use std::time::Instant;
 /// the registers that is the whole state, and the first match is then right.
 const HASHED_PAGES: u64 = 16;
 
+/// As many on hardware, where steps have no numbers with which a wrong match would be noticed sooner.
+const HASHED_PAGES_ON_HARDWARE: u64 = 64;
+
 /// Otherwise, this many of them are watched for words that change.
 const WATCHED_PAGES: usize = 8;
 
@@ -29,10 +32,21 @@ pub(crate) struct Sampler {
     watched: Vec<Watched>,
     /// The page that was watched last.
     last: Gfn,
+    /// Accessed and dirty bits in page tables may be set before their time.
+    early_bits: bool,
     pub(crate) cost: LandmarkCost,
 }
 
 impl Sampler {
+    /// A sampler for a vCPU that sets accessed and dirty bits in page tables when their time has come, or
+    /// earlier.
+    pub(crate) fn new(early_bits: bool) -> Self {
+        Self {
+            early_bits,
+            ..Self::default()
+        }
+    }
+
     /// The landmark for this state.
     pub(crate) fn landmark(&mut self, ram: &Ram, cpu: &CpuState, io_steps: IoSteps) -> Landmark {
         let start = Instant::now();
@@ -61,9 +75,20 @@ impl Sampler {
         if let Some(gfn) = stack.filter(|gfn| ram.prepare_read(*gfn).is_ok()) {
             facts.push(page(gfn));
         }
-        if written.count() <= HASHED_PAGES {
+        let hashed = match self.early_bits {
+            true => HASHED_PAGES_ON_HARDWARE,
+            false => HASHED_PAGES,
+        };
+        if written.count() <= hashed {
             let others = written.iter().filter(|gfn| stack != Some(*gfn));
-            facts.extend(others.map(page));
+            // The stack is no page table; any other page may be one.
+            facts.extend(others.map(|gfn| match self.early_bits {
+                true => Fingerprint::Table {
+                    gfn,
+                    hash: digest::table_hash(&ram.page(gfn)),
+                },
+                false => page(gfn),
+            }));
         } else {
             self.watched
                 .retain_mut(|watched| words(ram, watched, &mut facts));

@@ -5,7 +5,8 @@ mod pace;
 use crate::bus::{Bus, Writes};
 use crate::checkpointer::{Checkpointer, Stored};
 use crate::control::Control;
-use crate::journal::{Closed, Here, Journal};
+use crate::journal::{Closed, Here, Journal, Kind};
+use crate::landmark::Sampler;
 use crate::options::{Kicks, Length, Options, Positions};
 use crate::summary::{Pauses, Summary};
 use machine::board::Effects;
@@ -96,9 +97,13 @@ impl<V: Vcpu, B: Bus> Recorder<V, B> {
         let start = Instant::now();
         let checkpointer = Checkpointer::start(self.ram.clone(), sink, &self.options)
             .map_err(RecordError::Thread)?;
-        let counts = self.options.positions == Positions::Count;
+        let kind = match self.options.positions {
+            Positions::Count => Kind::Count,
+            // Hardware does not count, and may set bits in page tables early.
+            Positions::Landmark(_) => Kind::Landmark(Sampler::new(self.vcpu.position().is_none())),
+        };
         let position = self.vcpu.position();
-        let journal = Journal::new(self.options.recording, counts, position)?;
+        let journal = Journal::new(self.options.recording, kind, position)?;
         let pace = Pace::start(&self.options, &self.vcpu)?;
         let mut session = Session {
             guest: self,
@@ -192,6 +197,7 @@ impl<V: Vcpu, B: Bus> Session<V, B> {
         self.offer_interrupts()?;
         if !self.guest.vcpu.is_settled()? {
             // An interrupt is on its way.
+            self.pace.retry();
             return Ok(None);
         }
         let position = self.guest.vcpu.position();

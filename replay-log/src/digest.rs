@@ -75,11 +75,11 @@ pub fn page_hash(page: &[u8; PAGE_BYTES as usize]) -> [u8; 16] {
     truncated(blake3::hash(page))
 }
 
-/// [`page_hash`] with bit 5 (accessed) of every quadword taken as zero.
+/// [`page_hash`] with bits 5 and 6 (accessed, dirty) of every quadword taken as zero.
 pub fn table_hash(page: &[u8; PAGE_BYTES as usize]) -> [u8; 16] {
     let mut masked = *page;
     for entry in masked.chunks_exact_mut(8) {
-        entry[0] &= !0x20;
+        entry[0] &= !0x60;
     }
     page_hash(&masked)
 }
@@ -213,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn table_hashes_ignore_accessed_bits_and_nothing_else() {
+    fn table_hashes_ignore_accessed_and_dirty_bits_and_nothing_else() {
         let page = [0; PAGE_BYTES as usize];
-        let (mut accessed, mut dirty) = (page, page);
-        accessed[16] = 0x20;
-        dirty[16] = 0x40;
+        let (mut accessed, mut large) = (page, page);
+        accessed[16] = 0x60;
+        large[16] = 0x80;
         assert_eq!(table_hash(&page), table_hash(&accessed));
-        assert_ne!(table_hash(&page), table_hash(&dirty));
+        assert_ne!(table_hash(&page), table_hash(&large));
         assert_ne!(page_hash(&page), page_hash(&accessed));
     }
 }

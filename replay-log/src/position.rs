@@ -62,8 +62,8 @@ pub enum Fingerprint {
         /// Its hash.
         hash: [u8; 16],
     },
-    /// [`digest::table_hash`] of a frame: bit 5 of every quadword is taken as zero, because
-    /// hardware sets accessed bits speculatively.
+    /// [`digest::table_hash`] of a frame: bits 5 and 6 of every quadword are taken as
+    /// zero, because hardware sets accessed and dirty bits before the access that needs them is done.
     Table {
         /// The frame.
         gfn: Gfn,

@@ -3,6 +3,7 @@
 use crate::quantity::{ByteSize, Count};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use kvm_recorder::kvm::{Host, KvmVcpu, probe};
 use machine::board::Board;
 use machine::boot::{self, LinuxBoot};
 use machine::clock::{HostClock, InsnClock, VirtualClock};
@@ -32,10 +33,10 @@ pub(crate) struct GuestArguments {
     /// RAM
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: ByteSize,
-    /// What executes the guest
+    /// What executes the guest (`run`: always the engine)
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     pub(crate) accel: Accel,
-    /// Where virtual time comes from
+    /// Where virtual time comes from; on KVM always the host's clock
     #[arg(long, value_enum, default_value_t = Clock::Insn)]
     pub(crate) clock: Clock,
     /// Instructions per second of virtual time, with --clock insn
@@ -57,33 +58,55 @@ pub(crate) enum Accel {
     Engine,
 }
 
-/// What this build's `run` and `record` can execute guests on.
+/// What this build's `record` can execute guests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Executes {
     /// On the engine only.
+    #[cfg_attr(not(test), expect(dead_code, reason = "guests run on KVM, too"))]
     OnEngine,
     /// On KVM too.
-    #[cfg_attr(not(test), expect(dead_code, reason = "guests do not run on KVM yet"))]
     OnKvm,
 }
 
 /// What this build does; `sbctl doctor` says what follows from it.
-pub(crate) const EXECUTES: Executes = Executes::OnEngine;
+pub(crate) const EXECUTES: Executes = Executes::OnKvm;
+
+/// Instructions per second below which the engine is faster than a KVM that emulates kernel code; processors
+/// execute some thousands of millions.
+const NATIVE: f64 = 100e6;
 
 impl Accel {
-    /// What is to execute the guest. Says why where that was not asked for.
-    fn choose(self) -> Result<()> {
+    /// KVM, if the guest is to be recorded there. Says why it is not, where that was not asked for.
+    pub(crate) fn choose(self) -> Result<Option<Host>> {
         match self {
-            Self::Engine => Ok(()),
-            Self::Kvm => bail!("this build cannot execute guests with KVM yet; use --accel engine"),
-            Self::Auto => {
-                eprintln!(
-                    "sbctl: the guest runs on the engine, because this build has no KVM vCPU yet"
-                );
-                Ok(())
-            }
+            Self::Engine => Ok(None),
+            Self::Kvm => Ok(Some(Host::open()?)),
+            Self::Auto => match fast_host() {
+                Ok(host) => Ok(Some(host)),
+                Err(why) => {
+                    eprintln!("sbctl: the guest runs on the engine: {why:#}");
+                    Ok(None)
+                }
+            },
         }
     }
+}
+
+/// A KVM that executes kernel code on the processor, and lets no access to an MSR go unseen.
+fn fast_host() -> Result<Host> {
+    let host = Host::open()?;
+    if !host.capabilities().user_space_msrs {
+        bail!("this host's KVM answers accesses to MSRs by itself (before Linux 5.10)");
+    }
+    let (instructions, time) = probe::speed(&host)?;
+    let speed = f64::from(instructions) / time.as_secs_f64();
+    if speed < NATIVE {
+        bail!(
+            "this host's KVM emulates kernel code, at {:.1} million instructions a second",
+            speed / 1e6
+        );
+    }
+    Ok(host)
 }
 
 /// Where virtual time comes from.
@@ -133,9 +156,9 @@ impl FromStr for ConsoleArgument {
 }
 
 /// A guest at its first instruction.
-pub(crate) struct Guest {
+pub(crate) struct Guest<V = Engine> {
     pub(crate) ram: Arc<Ram>,
-    pub(crate) vcpu: Engine,
+    pub(crate) vcpu: V,
     pub(crate) board: Board,
     pub(crate) clock: VirtualClock,
     pub(crate) cpuid: CpuidTable,
@@ -143,9 +166,37 @@ pub(crate) struct Guest {
 }
 
 impl GuestArguments {
-    /// Loads the guest.
+    /// Loads the guest on the engine.
     pub(crate) fn prepare(&self) -> Result<Guest> {
-        self.accel.choose()?;
+        self.load(self.virtual_clock()?, |ram, cpuid| {
+            Ok(Engine::new(
+                ram.clone(),
+                cpuid.clone(),
+                EngineOptions::default(),
+            )?)
+        })
+    }
+
+    /// Loads the guest on KVM, where time is the host's.
+    pub(crate) fn prepare_on(&self, host: &Host) -> Result<Guest<KvmVcpu>> {
+        let clock = VirtualClock::Host(HostClock::new());
+        self.load(clock, |ram, cpuid| {
+            let vcpu = KvmVcpu::new(host, ram.clone(), cpuid)?;
+            if let Err(error) = vcpu.holds_writes() {
+                eprintln!(
+                    "sbctl: the guest stands still while pages of checkpoints are copied, as this kernel \
+                     does not let its writes wait (userfaultfd: {error})"
+                );
+            }
+            Ok(vcpu)
+        })
+    }
+
+    fn load<V: Vcpu>(
+        &self,
+        clock: VirtualClock,
+        vcpu: impl FnOnce(&Arc<Ram>, &CpuidTable) -> Result<V>,
+    ) -> Result<Guest<V>> {
         let kernel = read(&self.kernel, "kernel")?;
         let initrd = self.initrd.as_deref().map(|path| read(path, "initrd"));
         let initrd = initrd.transpose()?;
@@ -162,13 +213,13 @@ impl GuestArguments {
         )
         .with_context(|| format!("cannot load {}", self.kernel.display()))?;
         let cpuid = CpuidTable::of_host();
-        let mut vcpu = Engine::new(ram.clone(), cpuid.clone(), EngineOptions::default())?;
+        let mut vcpu = vcpu(&ram, &cpuid)?;
         vcpu.load(&loaded.state, Position::default())?;
         Ok(Guest {
             board: Board::new(ram.bytes(), DEFAULT_START_UNIX_S),
             ram,
             vcpu,
-            clock: self.virtual_clock()?,
+            clock,
             cpuid,
             command_line,
         })

@@ -6,7 +6,7 @@ mod report;
 use crate::console;
 use crate::environment::{Environment, Output, recording_name};
 use crate::exit::{Exit, Usage};
-use crate::guest::{ConsoleArgument, Guest, GuestArguments};
+use crate::guest::{Clock, ConsoleArgument, Guest, GuestArguments};
 use crate::progress;
 use crate::quantity::{Count, Span};
 use crate::recording::{Accelerator, HostRecord, IntervalLength, Note, PositionsKind, StoreSink};
@@ -92,7 +92,10 @@ impl RecordArguments {
         }
     }
 
-    fn positions(&self) -> Positions {
+    fn positions(&self, accel: Accelerator) -> Positions {
+        if accel == Accelerator::Kvm {
+            return Positions::Landmark(Kicks::Prompt);
+        }
         match self.positions {
             PositionsArgument::Count => Positions::Count,
             PositionsArgument::Landmark => Positions::Landmark(Kicks::Random {
@@ -102,13 +105,18 @@ impl RecordArguments {
         }
     }
 
-    fn note(&self, guest: &Guest, interval: Length) -> Note {
+    fn note<V>(&self, guest: &Guest<V>, interval: Length, accel: Accelerator) -> Note {
+        let on_kvm = accel == Accelerator::Kvm;
         Note {
             version: Note::VERSION,
             program: concat!("sbctl ", env!("CARGO_PKG_VERSION")).into(),
-            accel: Accelerator::Engine,
-            clock: self.guest.clock.name().into(),
+            accel,
+            clock: match on_kvm {
+                true => Clock::Host.name().into(),
+                false => self.guest.clock.name().into(),
+            },
             positions: match self.positions {
+                _ if on_kvm => PositionsKind::Landmark,
                 PositionsArgument::Count => PositionsKind::Count,
                 PositionsArgument::Landmark => PositionsKind::Landmark,
             },
@@ -160,10 +168,27 @@ pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Resu
 
 /// Records the guest to its end and gives what it came to.
 pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) -> Result<Report> {
+    match arguments.guest.accel.choose()? {
+        None => {
+            let guest = arguments.guest.prepare()?;
+            execute_on(guest, Accelerator::Engine, arguments, environment)
+        }
+        Some(host) => {
+            let guest = arguments.guest.prepare_on(&host)?;
+            execute_on(guest, Accelerator::Kvm, arguments, environment)
+        }
+    }
+}
+
+fn execute_on<V: Vcpu>(
+    guest: Guest<V>,
+    accel: Accelerator,
+    arguments: &RecordArguments,
+    environment: &Environment,
+) -> Result<Report> {
     let interval = arguments.interval()?;
     let repository = environment.open_or_create()?;
-    let guest = arguments.guest.prepare()?;
-    let note = arguments.note(&guest, interval);
+    let note = arguments.note(&guest, interval, accel);
     let progress = match arguments.on_stdout() && std::io::stdout().is_terminal() {
         true => indicatif::ProgressBar::hidden(),
         false => progress::spinner(),
@@ -174,7 +199,7 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
     let options = Options {
         recording: RecordingId(sink.recording_id()),
         clock: guest.clock,
-        positions: arguments.positions(),
+        positions: arguments.positions(accel),
         interval,
         stop_after: length_of(arguments.stop_after, arguments.stop_after_insns),
         queue_pages: Options::DEFAULT_QUEUE_PAGES,

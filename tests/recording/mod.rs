@@ -86,7 +86,8 @@ impl<V: ReplayVcpu> Machine<V> {
         let ram = Arc::new(Ram::lazy(self.ram_bytes, Arc::new(pages)).expect("RAM is small"));
         let mut vcpu = (self.vcpu)(ram.clone());
         let limits = Limits {
-            max_steps: 1_000_000,
+            max_steps: 2_000_000,
+            max_backtracks: 200,
             ..Limits::default()
         };
         replay(&mut vcpu, &ram, interval, &**source, &limits).expect("a verdict")

@@ -1,7 +1,7 @@
 //! The KVM vCPU on /dev/kvm, kept within what a KVM that emulates kernel code can run.
 
 use iced_x86::code_asm::*;
-use kvm_recorder::kvm::{Host, KvmVcpu, probe};
+use kvm_recorder::kvm::{DirtyLog, Host, KvmVcpu, Tracking, probe};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Port, Position};
@@ -10,6 +10,7 @@ use simuboost_tests::guest::{Guest, asm, layout};
 use simuboost_tests::oracle::kvm::host;
 use simuboost_tests::oracle::vcpu::ram_of;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn vcpu(host: &Host, ram: Arc<Ram>) -> KvmVcpu {
     KvmVcpu::new(host, ram, &CpuidTable::x86_64_v2()).expect("a VM can be made")
@@ -54,4 +55,69 @@ fn the_host_can_be_probed() {
     let exact = probe::window_is_exact(&host).unwrap();
     let (instructions, time) = probe::speed(&host).unwrap();
     eprintln!("windows are exact: {exact}; {instructions} instructions in {time:?}");
+}
+
+/// A guest counts in memory and is kicked; in how many of 50 epochs a write was not told.
+fn writes_are_told(host: &Host, user: bool, log: DirtyLog) -> u32 {
+    let mut guest = Guest::new();
+    let counter = if user {
+        layout::USER_DATA
+    } else {
+        layout::DATA
+    };
+    let emit = |a: &mut CodeAssembler| {
+        let mut top = a.create_label();
+        asm!(a; mov(rsi, counter); set_label(&mut top); inc(qword_ptr(rsi)); jmp(top));
+        Ok(())
+    };
+    match user {
+        true => guest.user_code(emit).expect("it assembles"),
+        false => guest.code(emit).expect("it assembles"),
+    }
+    if user {
+        guest.start_in_user();
+    }
+    let ram = ram_of(&guest);
+    let tracking = Tracking {
+        log,
+        hold_writes: false,
+    };
+    let cpuid = CpuidTable::x86_64_v2();
+    let mut vcpu = KvmVcpu::with_tracking(host, ram.clone(), &cpuid, tracking).expect("a VM");
+    vcpu.load(&guest.state, Position::default()).expect("taken");
+    ram.begin_epoch(None);
+    let kick = vcpu.kick_handle();
+    let mut missed = 0;
+    for _ in 0..50 {
+        let before = ram.page(GuestPhys(counter).gfn());
+        std::thread::scope(|scope| {
+            let kick = kick.clone();
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(1));
+                kick.kick();
+            });
+            assert_eq!(vcpu.run(None).expect("it runs"), Exit::Kicked);
+        });
+        let changed = ram.page(GuestPhys(counter).gfn()) != before;
+        let told = ram
+            .begin_epoch(None)
+            .iter()
+            .any(|gfn| gfn == GuestPhys(counter).gfn());
+        missed += u32::from(changed && !told);
+    }
+    missed
+}
+
+#[test]
+fn writes_of_the_guest_are_told_in_their_epoch() {
+    let Some(host) = host() else { return };
+    for log in [DirtyLog::Ring, DirtyLog::Bitmap, DirtyLog::ProtectedBitmap] {
+        for user in [false, true] {
+            assert_eq!(
+                writes_are_told(&host, user, log),
+                0,
+                "{log:?}, user mode: {user}"
+            );
+        }
+    }
 }

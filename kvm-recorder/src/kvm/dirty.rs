@@ -1,4 +1,4 @@
-//! Which pages the guest wrote: from KVM's ring of dirty pages where there is one, else from its bitmap.
+//! Which pages the guest wrote: from KVM's bitmap of dirty pages, or from its ring.
 //!
 //! Both are read without protecting pages again until an epoch ends, since each protection costs the
 //! guest a fault. Where the kernel refuses an answer, all pages count as written.
@@ -32,15 +32,12 @@ pub enum DirtyLog {
 }
 
 impl DirtyLog {
-    /// The best that a host has.
+    /// The best that a host has. Not the ring, although it is newer: KVM puts a page there once for each
+    /// write that it emulates, so that one REP INS, or a KVM that emulates kernel code, fills it up.
     pub fn best(host: &Host) -> Self {
-        let capabilities = host.capabilities();
-        if capabilities.dirty_ring_bytes >= DirtyRing::bytes(RING_ENTRIES) {
-            Self::Ring
-        } else if capabilities.manual_protect {
-            Self::Bitmap
-        } else {
-            Self::ProtectedBitmap
+        match host.capabilities().manual_protect {
+            true => Self::Bitmap,
+            false => Self::ProtectedBitmap,
         }
     }
 

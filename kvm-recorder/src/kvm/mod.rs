@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`Host`] (what /dev/kvm offers), [`KvmVcpu`] (the vCPU and its VM); inside, `vm` (how a
 //! VM is set up), `exits` (what comes out of KVM_RUN), `state` (the order in which state is read and
-//! written; `registers` and `fpu` are the forms it has), `msrs` (which registers of the model KVM keeps
+//! written; `registers` and `fpu` are the forms it has), `string`, `msrs` (which registers of the model KVM keeps
 //! and which are answered here), `kick`, `dirty` and `write_guard` (checkpoints).
 //!
 //! What the guest can tell is what the engine does: guest-physical space that is not RAM reads as all
@@ -25,6 +25,7 @@ pub mod probe;
 mod registers;
 mod run_page;
 mod state;
+mod string;
 mod vcpu;
 mod vm;
 mod write_guard;

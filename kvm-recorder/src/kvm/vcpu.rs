@@ -7,7 +7,7 @@ use super::host::{Capabilities, Host};
 use super::kick::Kicker;
 use super::run_page::{self, Reason};
 use super::write_guard::WriteGuard;
-use super::{ioctls, msrs, state, vm};
+use super::{ioctls, msrs, state, string, vm};
 use crate::walk::translate;
 use kvm_ioctls::VcpuFd;
 use machine::cpuid::{CpuidTable, Maker};
@@ -140,9 +140,15 @@ impl KvmVcpu {
         &self.fd
     }
 
-    /// KVM_RUN without entering the guest: finishes a port, MMIO or MSR access, after which state is that
-    /// of a boundary, and makes the shared page say whether the interrupt window is open.
+    /// Finishes a port, MMIO or MSR access, after which state is that of a boundary.
     fn finish(&mut self) -> Result<(), VcpuError> {
+        self.run_without_entering()?;
+        self.settle_rf()
+    }
+
+    /// KVM_RUN without entering the guest: what is pending is finished, and the shared page says whether the
+    /// interrupt window is open.
+    fn run_without_entering(&mut self) -> Result<(), VcpuError> {
         let kicker = self.kicker.clone();
         match kicker.set_meanwhile(|| self.kvm_run()) {
             Err(error) if error.errno() == libc::EINTR => Ok(()),
@@ -164,6 +170,7 @@ impl KvmVcpu {
     fn enter(&mut self) -> Result<Exit, VcpuError> {
         loop {
             if self.kicker.take() {
+                self.settle_rf()?;
                 return Ok(Exit::Kicked);
             }
             match self.activity {
@@ -209,6 +216,7 @@ impl KvmVcpu {
                 Some(Exit::Halt)
             }
             Reason::Window => {
+                self.settle_rf()?;
                 self.window_requested = false;
                 Some(Exit::InterruptWindow)
             }
@@ -258,6 +266,22 @@ impl KvmVcpu {
         (0..INSTRUCTION_BYTES as u64).map_while(byte).collect()
     }
 
+    /// Deals with RF (see `string`).
+    fn settle_rf(&mut self) -> Result<(), VcpuError> {
+        let mut regs = self.fd.get_regs().map_err(host("KVM_GET_REGS"))?;
+        if !string::is_resuming(regs.rflags) || !state::is_settled(&state::events(&self.fd)?) {
+            // A fault that is about to be delivered has RF set, too, and setting registers would drop it.
+            return Ok(());
+        }
+        let mut cpu = state::read(&self.fd, self.capabilities)?;
+        let bytes = self.instruction(&cpu);
+        if string::settle(&mut cpu, &bytes) {
+            (regs.rip, regs.rflags) = (cpu.rip, cpu.rflags);
+            self.fd.set_regs(&regs).map_err(host("KVM_SET_REGS"))?;
+        }
+        Ok(())
+    }
+
     /// Notes which thread kicks go to.
     fn runs_here(&mut self) {
         let here = std::thread::current().id();
@@ -286,7 +310,7 @@ impl KvmVcpu {
         state::write(&mut self.fd, self.capabilities, cpu)?;
         self.activity = cpu.activity;
         self.tsc_aux = cpu.msrs.tsc_aux;
-        self.finish()
+        self.run_without_entering()
     }
 }
 

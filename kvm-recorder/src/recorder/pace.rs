@@ -8,8 +8,10 @@ use machine::units::{HostNanos, Position, Steps, VirtualNanos};
 use machine::vcpu::Vcpu;
 use std::time::{Duration, Instant};
 
-/// How soon a kick comes again that found a place where nothing can be logged.
+/// How soon a kick comes again that found a place where nothing can be logged. Twice as late each time in
+/// a row, up to this many times: entering the guest may take a host longer than this.
 const RETRY: Duration = Duration::from_micros(20);
+const MAX_DOUBLINGS: u32 = 9;
 
 /// A guest that was woken from HLT mostly halts again before this many steps: until then no alarm is
 /// set, whose thread would be woken for nothing, and the guest's devices look at the time at its next
@@ -99,6 +101,8 @@ pub(super) struct Pace {
     end: Option<Goal>,
     /// The last boundary was no place for an event: look again soon.
     retrying: bool,
+    /// How often in a row.
+    retries: u32,
     /// Stops by position need no landmarks.
     counts: bool,
     /// The guest was woken from HLT; no alarm is set before this step.
@@ -136,6 +140,7 @@ impl Pace {
             interval_end: Goal::Steps(Steps(0)),
             end: None,
             retrying: false,
+            retries: 0,
             counts: options.positions == Positions::Count,
             no_alarm_before: Steps(0),
         };
@@ -194,9 +199,12 @@ impl Pace {
         position: Option<Position>,
     ) -> Option<Position> {
         if std::mem::take(&mut self.retrying) {
-            self.set_alarm(Some(Instant::now() + RETRY));
+            let delay = RETRY * (1 << self.retries.min(MAX_DOUBLINGS));
+            self.retries += 1;
+            self.set_alarm(Some(Instant::now() + delay));
             return position.map(|at| Position::at(at.steps.0 + RETRY_STEPS));
         }
+        self.retries = 0;
         let goals = [Some(self.interval_end), self.end];
         let by_steps = goals.into_iter().flatten().filter_map(|goal| match goal {
             Goal::Steps(steps) => Some(steps),
