@@ -5,10 +5,11 @@ use kvm_recorder::kvm::{DirtyLog, Host, KvmVcpu, Tracking, probe};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Port, Position};
-use machine::vcpu::{Exit, Vcpu};
+use machine::vcpu::{Exit, Vcpu, VcpuError};
 use simuboost_tests::guest::{Guest, asm, layout};
 use simuboost_tests::oracle::kvm::host;
 use simuboost_tests::oracle::vcpu::ram_of;
+use simuboost_tests::recording::Rng;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,4 +121,56 @@ fn writes_of_the_guest_are_told_in_their_epoch() {
             );
         }
     }
+}
+
+/// Random registers, most of them possible: what KVM takes it gives back, what not is refused with a reason
+/// and leaves the state as it was.
+#[test]
+fn random_states_come_back_or_are_refused() {
+    let Some(host) = host() else { return };
+    let guest = Guest::new();
+    let mut vcpu = vcpu(&host, ram_of(&guest));
+    let mut random = Rng::new(42);
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..2_000 {
+        let mut state = guest.state.clone();
+        state.gpr = std::array::from_fn(|_| random.bits());
+        state.fpu.xmm = std::array::from_fn(|_| u128::from(random.bits()) << 64 | 7);
+        state.fpu.fcw = 0x37f & random.bits() as u16 | 0x40;
+        state.cr2 = random.bits();
+        state.dr = std::array::from_fn(|_| random.bits() >> 17);
+        state.msrs.lstar = random.bits() >> 17;
+        state.rflags ^= random.bits() & 0x8d5;
+        match random.below(4) {
+            0 => state.cr4 ^= 1 << random.below(24),
+            1 => state.cr0 ^= 1 << random.below(32),
+            2 => state.segs[random.below(6) as usize].attributes ^= 1 << random.below(16),
+            _ => {}
+        }
+        let before = vcpu.save().expect("it stands at a boundary");
+        match vcpu.load(&state, Position::default()) {
+            Ok(()) => {
+                let after = vcpu.save().expect("it stands at a boundary");
+                assert_eq!(
+                    (after.gpr, after.rflags, after.cr2),
+                    (state.gpr, state.rflags, state.cr2)
+                );
+                assert_eq!(
+                    (after.fpu.xmm, after.dr, after.msrs),
+                    (state.fpu.xmm, state.dr, state.msrs)
+                );
+                taken += 1;
+            }
+            Err(VcpuError::InvalidState(why)) => {
+                assert!(!why.is_empty());
+                assert_eq!(vcpu.save().expect("it stands at a boundary"), before);
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(
+        taken > 500 && refused > 100,
+        "{taken} taken, {refused} refused"
+    );
 }
