@@ -308,6 +308,7 @@ mod tests {
             interval_end: Goal::Steps(Steps(u64::MAX)),
             end: None,
             retrying: false,
+            retries: 0,
             counts: true,
             no_alarm_before: Steps(0),
         };
