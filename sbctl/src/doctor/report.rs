@@ -55,7 +55,8 @@ impl Report {
                 "KVM runs guests natively, and what was recorded on it verifies".to_owned()
             }
             (None, Executes::OnEngine) => {
-                "KVM works, but this build records on the engine only".to_owned()
+                "KVM works, but what it records of Linux does not verify yet, so only --accel kvm uses it"
+                    .to_owned()
             }
         };
         let kvm_works = failed(&KVM_NEEDS).is_none();

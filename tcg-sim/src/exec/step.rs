@@ -6,8 +6,8 @@ use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
 use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
 use crate::sys::{self, Fault, Outcome};
-use iced_x86::{Instruction, Mnemonic};
-use machine::state::{CpuState, Seg, Shadow, cr0, cr4, efer, rflags};
+use iced_x86::{Instruction, Mnemonic, OpKind};
+use machine::state::{CpuState, Gpr, Seg, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
@@ -106,7 +106,9 @@ impl Engine {
         {
             return Err(Fault::UD);
         }
-        if let Some(segment) = odd_segment(instruction, self.mode) {
+        if let Some(segment) = odd_segment(instruction, self.mode)
+            && !repeats_never(instruction, &self.cpu)
+        {
             return Err(odd_fault(&self.cpu, segment));
         }
         let class = sys::fpu::classify(instruction);
@@ -387,6 +389,19 @@ fn odd_fault(cpu: &CpuState, segment: Seg) -> Fault {
         (false, _) => Fault::GP0,
         (true, _) => Fault::UD,
     }
+}
+
+/// A repetition in compatibility mode whose counter is 0, which accesses nothing.
+fn repeats_never(instruction: &Instruction, cpu: &CpuState) -> bool {
+    let narrow = (0..instruction.op_count()).any(|op| {
+        matches!(
+            instruction.op_kind(op),
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI
+        )
+    });
+    let counter = cpu.gpr[Gpr::Rcx as usize] & if narrow { 0xffff } else { 0xffff_ffff };
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    instruction.is_string_instruction() && repeated && counter == 0
 }
 
 fn exit(exit: Exit) -> Next {
