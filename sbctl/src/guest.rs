@@ -64,10 +64,6 @@ pub(crate) enum Executes {
     /// On the engine, however good the host's KVM is.
     OnEngine,
     /// On KVM where that is good.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "what KVM records of Linux does not verify yet")
-    )]
     OnKvm,
 }
 
