@@ -168,14 +168,15 @@ pub(crate) fn run(arguments: RecordArguments, environment: &Environment) -> Resu
 
 /// Records the guest to its end and gives what it came to.
 pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) -> Result<Report> {
+    let interval = arguments.interval()?;
     match arguments.guest.accel.choose()? {
         None => {
             let guest = arguments.guest.prepare()?;
-            execute_on(guest, Accelerator::Engine, arguments, environment)
+            execute_on(guest, Accelerator::Engine, interval, arguments, environment)
         }
         Some(host) => {
             let guest = arguments.guest.prepare_on(&host)?;
-            execute_on(guest, Accelerator::Kvm, arguments, environment)
+            execute_on(guest, Accelerator::Kvm, interval, arguments, environment)
         }
     }
 }
@@ -183,10 +184,10 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
 fn execute_on<V: Vcpu>(
     guest: Guest<V>,
     accel: Accelerator,
+    interval: Length,
     arguments: &RecordArguments,
     environment: &Environment,
 ) -> Result<Report> {
-    let interval = arguments.interval()?;
     let repository = environment.open_or_create()?;
     let note = arguments.note(&guest, interval, accel);
     let progress = match arguments.on_stdout() && std::io::stdout().is_terminal() {

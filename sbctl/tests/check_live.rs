@@ -38,25 +38,23 @@ fn a_sample_of_a_sound_recording_is_verified_meanwhile() {
 
 #[test]
 fn a_device_that_goes_behind_the_log_is_noticed_while_recording() {
-    let lab = Lab::with_guest(400);
-    // All but the last moments are one interval, so that it is the one that is checked.
+    let lab = Lab::with_guest(4_000);
+    // The device acts in every interval, whichever is the sample.
     let options = [
         "--interval=39ms",
-        "--drill=20ms",
+        "--drill=5ms",
         "--check-live=yes",
         "--json",
     ];
     let output = record(&lab, "faulty", &options);
     assert_eq!(output.status.code(), Some(3), "{}", words(&output));
     let live = &common::json(&output)["live_check"];
-    assert_eq!(live["failed"], 1, "{live:#}");
-    assert_eq!(live["first_failed"], 0, "{live:#}");
+    assert!(live["failed"].as_u64() >= Some(1), "{live:#}");
+    let first = live["first_failed"].as_u64().expect("one failed");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        said.contains("WARNING: interval 0 of faulty does not verify: diverged after"),
-        "{said}"
-    );
-    assert!(said.contains("bisect faulty 0"), "{said}");
+    let warning = format!("WARNING: interval {first} of faulty does not verify: diverged after");
+    assert!(said.contains(&warning), "{said}");
+    assert!(said.contains(&format!("bisect faulty {first}")), "{said}");
     assert_eq!(said.matches("WARNING").count(), 1, "{said}");
     // The recording itself is whole.
     let shown = lab.json(&["show", "faulty"]);
