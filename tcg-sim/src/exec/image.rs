@@ -41,7 +41,14 @@ impl Engine {
         let bytes = operation.bytes(short);
         let alignment = if short { 2 } else { 4 };
         let asked = self.checks_alignment().then_some(alignment);
-        let operand = memory_operand(instruction, &self.cpu, bytes as u64, asked)?;
+        let access = self.image_access(operation.stores());
+        let (soft, cpu) = (&mut self.soft, &self.cpu);
+        // As in `check_image`.
+        let first_field = |va| match soft.pieces(cpu, va, alignment as usize, access) {
+            Err(fault) if fault.cr2.is_some() && soft.host.vendor == Vendor::Intel => Err(fault),
+            _ => Ok(()),
+        };
+        let operand = memory_operand(instruction, cpu, bytes as u64, asked, first_field)?;
         let mut buffer = [0; IMAGE_BYTES];
         let order = Ends::FirstThenLast(alignment as usize);
         self.check_image(operand, operation.stores(), order)?;
@@ -67,16 +74,20 @@ impl Engine {
         asked && self.cpu.cpl() == 3
     }
 
-    /// Finds out whether an image can be accessed. Intel looks at its first field and its last byte,
-    /// FXSAVE and FXRSTOR at the latter first; elsewhere the first byte that cannot be accessed is
-    /// reported.
-    fn check_image(&mut self, operand: Operand, store: bool, order: Ends) -> Result<(), Fault> {
+    fn image_access(&self, store: bool) -> Access {
         let kind = if store {
             AccessType::Write
         } else {
             AccessType::Read
         };
-        let access = Access::at_cpl(kind, self.mode.cpl());
+        Access::at_cpl(kind, self.mode.cpl())
+    }
+
+    /// Finds out whether an image can be accessed. Intel looks at its first field and its last byte,
+    /// FXSAVE and FXRSTOR at the latter first; elsewhere the first byte that cannot be accessed is
+    /// reported.
+    fn check_image(&mut self, operand: Operand, store: bool, order: Ends) -> Result<(), Fault> {
+        let access = self.image_access(store);
         if self.soft.host.vendor == Vendor::Intel {
             let (first, last) = ((operand.va, order.field()), (operand.last(), 1));
             let ends = match order {
@@ -119,7 +130,7 @@ impl Engine {
     fn fx_operand(&self, instruction: &Instruction) -> Result<Operand, Fault> {
         let intel = self.soft.host.vendor == Vendor::Intel;
         let asked = (intel && self.checks_alignment()).then_some(4);
-        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked)?;
+        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked, |_| Ok(()))?;
         if operand.va % 16 == 0 {
             Ok(operand)
         } else {

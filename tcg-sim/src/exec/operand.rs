@@ -43,12 +43,14 @@ impl Operand {
 ///
 /// # Errors
 /// #GP(0), or #SS(0) for a stack address, if it is not canonical; #AC if `alignment` is asked for and missed,
-/// which comes before the other two where only the end is not canonical (Intel family 6 model 207).
+/// which comes before the other two where only the end is not canonical (Intel family 6 model 207); and what
+/// `before_end` finds at the first byte, which comes before them there as well.
 pub(super) fn memory_operand(
     instruction: &Instruction,
     cpu: &CpuState,
     bytes: u64,
     alignment: Option<u64>,
+    before_end: impl FnOnce(u64) -> Result<(), Fault>,
 ) -> Result<Operand, Fault> {
     let index = (0..instruction.op_count())
         .find(|op| instruction.op_kind(*op) == iced_x86::OpKind::Memory)
@@ -97,6 +99,7 @@ pub(super) fn memory_operand(
         if is_canonical(operand.last()) {
             return Ok(operand);
         }
+        before_end(operand.va)?;
     }
     let stack = matches!(
         instruction.memory_base(),
