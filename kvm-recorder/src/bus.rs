@@ -130,6 +130,134 @@ impl Bus for Board {
     }
 }
 
+/// Devices around others. What a layer does not say itself, those below do.
+#[expect(missing_docs, reason = "the methods are those of Bus")]
+pub trait BusLayer {
+    /// What is below.
+    type Below: Bus;
+
+    /// The devices below.
+    fn below(&self) -> &Self::Below;
+
+    /// The devices below.
+    fn below_mut(&mut self) -> &mut Self::Below;
+
+    fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>) {
+        self.below_mut().advance(now, memory);
+    }
+    fn writes_ram_unasked(&self) -> bool {
+        self.below().writes_ram_unasked()
+    }
+    fn next_deadline(&self) -> Option<VirtualNanos> {
+        self.below().next_deadline()
+    }
+    fn port_read(&mut self, port: Port, size: u8, now: VirtualNanos) -> u32 {
+        self.below_mut().port_read(port, size, now)
+    }
+    fn port_write(
+        &mut self,
+        port: Port,
+        size: u8,
+        value: u32,
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> Effects {
+        self.below_mut().port_write(port, size, value, now, memory)
+    }
+    fn mmio_read(&mut self, address: GuestPhys, size: u8, now: VirtualNanos) -> u64 {
+        self.below_mut().mmio_read(address, size, now)
+    }
+    fn mmio_write(
+        &mut self,
+        address: GuestPhys,
+        size: u8,
+        value: u64,
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> Effects {
+        self.below_mut()
+            .mmio_write(address, size, value, now, memory)
+    }
+    fn timestamp(&mut self, now: VirtualNanos) -> u64 {
+        self.below_mut().timestamp(now)
+    }
+    fn interrupt_pending(&self) -> bool {
+        self.below().interrupt_pending()
+    }
+    fn acknowledge(&mut self) -> Option<Vector> {
+        self.below_mut().acknowledge()
+    }
+    fn console_input(
+        &mut self,
+        bytes: &[u8],
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> usize {
+        self.below_mut().console_input(bytes, now, memory)
+    }
+    fn save(&self) -> Vec<DeviceBlob> {
+        self.below().save()
+    }
+}
+
+impl<L: BusLayer> Bus for L {
+    fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>) {
+        BusLayer::advance(self, now, memory);
+    }
+    fn writes_ram_unasked(&self) -> bool {
+        BusLayer::writes_ram_unasked(self)
+    }
+    fn next_deadline(&self) -> Option<VirtualNanos> {
+        BusLayer::next_deadline(self)
+    }
+    fn port_read(&mut self, port: Port, size: u8, now: VirtualNanos) -> u32 {
+        BusLayer::port_read(self, port, size, now)
+    }
+    fn port_write(
+        &mut self,
+        port: Port,
+        size: u8,
+        value: u32,
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> Effects {
+        BusLayer::port_write(self, port, size, value, now, memory)
+    }
+    fn mmio_read(&mut self, address: GuestPhys, size: u8, now: VirtualNanos) -> u64 {
+        BusLayer::mmio_read(self, address, size, now)
+    }
+    fn mmio_write(
+        &mut self,
+        address: GuestPhys,
+        size: u8,
+        value: u64,
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> Effects {
+        BusLayer::mmio_write(self, address, size, value, now, memory)
+    }
+    fn timestamp(&mut self, now: VirtualNanos) -> u64 {
+        BusLayer::timestamp(self, now)
+    }
+    fn interrupt_pending(&self) -> bool {
+        BusLayer::interrupt_pending(self)
+    }
+    fn acknowledge(&mut self) -> Option<Vector> {
+        BusLayer::acknowledge(self)
+    }
+    fn console_input(
+        &mut self,
+        bytes: &[u8],
+        now: VirtualNanos,
+        memory: &mut DeviceMemory<'_>,
+    ) -> usize {
+        BusLayer::console_input(self, bytes, now, memory)
+    }
+    fn save(&self) -> Vec<DeviceBlob> {
+        BusLayer::save(self)
+    }
+}
+
 /// Bytes that a device wrote to RAM. They are there already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceWrite {

@@ -19,7 +19,7 @@ pub mod summary;
 mod walk;
 
 pub use background::yield_to_guest;
-pub use bus::Bus;
+pub use bus::{Bus, BusLayer};
 pub use control::{ConsoleInput, Control};
 pub use options::{Kicks, Length, Options, Positions};
 pub use recorder::{RecordError, Recorder};

@@ -201,48 +201,116 @@ pub trait Vcpu {
     fn kick_handle(&self) -> Arc<dyn Kick>;
 }
 
-/// Lends a vCPU to something that wants one of its own, such as a recorder.
-impl<V: Vcpu> Vcpu for &mut V {
+/// A vCPU around another one. What a layer does not say itself, the one below does: a layer that lets a
+/// method of [`Vcpu`] be answered by that trait's default would speak for a vCPU it is not.
+#[expect(missing_docs, reason = "the methods are those of Vcpu")]
+#[expect(clippy::missing_errors_doc, reason = "the methods are those of Vcpu")]
+pub trait VcpuLayer {
+    /// What is below.
+    type Below: Vcpu;
+
+    /// The vCPU below.
+    fn below(&self) -> &Self::Below;
+
+    /// The vCPU below.
+    fn below_mut(&mut self) -> &mut Self::Below;
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
-        (**self).run(until)
+        self.below_mut().run(until)
     }
     fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
-        (**self).complete_read(value)
+        self.below_mut().complete_read(value)
     }
     fn rip(&mut self) -> Result<u64, VcpuError> {
-        (**self).rip()
+        self.below_mut().rip()
     }
     fn position(&self) -> Option<Position> {
-        (**self).position()
+        self.below().position()
     }
     fn interrupt_window_open(&self) -> bool {
-        (**self).interrupt_window_open()
+        self.below().interrupt_window_open()
     }
     fn request_interrupt_window(&mut self, wanted: bool) {
-        (**self).request_interrupt_window(wanted);
+        self.below_mut().request_interrupt_window(wanted);
     }
     fn windows_are_exact(&self) -> bool {
-        (**self).windows_are_exact()
+        self.below().windows_are_exact()
     }
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
-        (**self).inject_interrupt(vector)
+        self.below_mut().inject_interrupt(vector)
     }
     fn is_settled(&mut self) -> Result<bool, VcpuError> {
-        (**self).is_settled()
+        self.below_mut().is_settled()
     }
     fn save(&mut self) -> Result<CpuState, VcpuError> {
-        (**self).save()
+        self.below_mut().save()
     }
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        (**self).load(state, position)
+        self.below_mut().load(state, position)
     }
     fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
-        (**self).ram_written(start, bytes);
+        self.below_mut().ram_written(start, bytes);
     }
     fn arm_write_tracking(&mut self) {
-        (**self).arm_write_tracking();
+        self.below_mut().arm_write_tracking();
     }
     fn kick_handle(&self) -> Arc<dyn Kick> {
-        (**self).kick_handle()
+        self.below().kick_handle()
+    }
+}
+
+impl<L: VcpuLayer> Vcpu for L {
+    fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
+        VcpuLayer::run(self, until)
+    }
+    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
+        VcpuLayer::complete_read(self, value)
+    }
+    fn rip(&mut self) -> Result<u64, VcpuError> {
+        VcpuLayer::rip(self)
+    }
+    fn position(&self) -> Option<Position> {
+        VcpuLayer::position(self)
+    }
+    fn interrupt_window_open(&self) -> bool {
+        VcpuLayer::interrupt_window_open(self)
+    }
+    fn request_interrupt_window(&mut self, wanted: bool) {
+        VcpuLayer::request_interrupt_window(self, wanted);
+    }
+    fn windows_are_exact(&self) -> bool {
+        VcpuLayer::windows_are_exact(self)
+    }
+    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
+        VcpuLayer::inject_interrupt(self, vector)
+    }
+    fn is_settled(&mut self) -> Result<bool, VcpuError> {
+        VcpuLayer::is_settled(self)
+    }
+    fn save(&mut self) -> Result<CpuState, VcpuError> {
+        VcpuLayer::save(self)
+    }
+    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
+        VcpuLayer::load(self, state, position)
+    }
+    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
+        VcpuLayer::ram_written(self, start, bytes);
+    }
+    fn arm_write_tracking(&mut self) {
+        VcpuLayer::arm_write_tracking(self);
+    }
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        VcpuLayer::kick_handle(self)
+    }
+}
+
+/// Lends a vCPU to something that wants one of its own, such as a recorder.
+impl<V: Vcpu> VcpuLayer for &mut V {
+    type Below = V;
+    fn below(&self) -> &V {
+        self
+    }
+    fn below_mut(&mut self) -> &mut V {
+        self
     }
 }

@@ -20,7 +20,7 @@ use machine::cpuid::CpuidTable;
 use machine::ram::{Ram, RamError};
 use machine::state::CpuState;
 use machine::units::{GuestPhys, Position, Steps, Vector};
-use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use std::sync::{Arc, Mutex, MutexGuard};
 use window::{Call, Window};
 
@@ -235,7 +235,17 @@ impl Drop for SelfChecked {
     }
 }
 
-impl Vcpu for SelfChecked {
+impl VcpuLayer for SelfChecked {
+    type Below = Engine;
+
+    fn below(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn below_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         loop {
             self.take_turn()?;
@@ -260,30 +270,10 @@ impl Vcpu for SelfChecked {
         Ok(())
     }
 
-    fn rip(&mut self) -> Result<u64, VcpuError> {
-        self.engine.rip()
-    }
-
-    fn position(&self) -> Option<Position> {
-        self.engine.position()
-    }
-
-    fn interrupt_window_open(&self) -> bool {
-        self.engine.interrupt_window_open()
-    }
-
-    fn request_interrupt_window(&mut self, wanted: bool) {
-        self.engine.request_interrupt_window(wanted);
-    }
-
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
         self.engine.inject_interrupt(vector)?;
         self.record(Call::Inject(vector));
         Ok(())
-    }
-
-    fn save(&mut self) -> Result<CpuState, VcpuError> {
-        self.engine.save()
     }
 
     fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
@@ -301,13 +291,5 @@ impl Vcpu for SelfChecked {
             }
         }
         self.engine.ram_written(start, bytes);
-    }
-
-    fn arm_write_tracking(&mut self) {
-        self.engine.arm_write_tracking();
-    }
-
-    fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.engine.kick_handle()
     }
 }

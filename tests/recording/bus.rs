@@ -2,11 +2,10 @@
 //! demand.
 
 use super::Rng;
-use kvm_recorder::Bus;
+use kvm_recorder::BusLayer;
 use machine::board::{Board, Effects};
-use machine::checkpoint::DeviceBlob;
 use machine::memory::DeviceMemory;
-use machine::units::{GuestPhys, Port, Vector, VirtualNanos};
+use machine::units::{GuestPhys, Port, VirtualNanos};
 use std::ops::Range;
 
 /// Reads give random numbers: what no replay can know by itself.
@@ -68,13 +67,27 @@ impl TestBus {
     }
 }
 
-impl Bus for TestBus {
+impl BusLayer for TestBus {
+    type Below = Board;
+
+    fn below(&self) -> &Board {
+        &self.board
+    }
+
+    fn below_mut(&mut self) -> &mut Board {
+        &mut self.board
+    }
+
     fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>) {
         self.board.advance(now);
         if now >= self.next_write {
             self.write_ram(memory);
             self.next_write = VirtualNanos(now.0 + self.write_every_ns);
         }
+    }
+
+    fn writes_ram_unasked(&self) -> bool {
+        true
     }
 
     fn next_deadline(&self) -> Option<VirtualNanos> {
@@ -102,26 +115,5 @@ impl Bus for TestBus {
             return Effects::default();
         }
         self.board.port_write(port, size, value, now)
-    }
-
-    fn interrupt_pending(&self) -> bool {
-        self.board.interrupt_pending()
-    }
-
-    fn acknowledge(&mut self) -> Option<Vector> {
-        self.board.acknowledge()
-    }
-
-    fn console_input(
-        &mut self,
-        bytes: &[u8],
-        now: VirtualNanos,
-        _memory: &mut DeviceMemory<'_>,
-    ) -> usize {
-        self.board.console_input(bytes, now)
-    }
-
-    fn save(&self) -> Vec<DeviceBlob> {
-        Bus::save(&self.board)
     }
 }

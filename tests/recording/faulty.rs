@@ -1,13 +1,10 @@
 //! Things that break determinism on purpose.
 
-use kvm_recorder::Bus;
-use machine::board::Effects;
-use machine::checkpoint::DeviceBlob;
+use kvm_recorder::{Bus, BusLayer};
 use machine::memory::DeviceMemory;
 use machine::ram::Ram;
-use machine::state::CpuState;
-use machine::units::{GuestPhys, Port, Position, Vector, VirtualNanos};
-use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use machine::units::{GuestPhys, Position, Vector, VirtualNanos};
+use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tcg_sim::Engine;
@@ -54,7 +51,17 @@ impl FaultyEngine {
     }
 }
 
-impl Vcpu for FaultyEngine {
+impl VcpuLayer for FaultyEngine {
+    type Below = Engine;
+
+    fn below(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn below_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         for stop in [self.after - 1, self.after].map(Position::at) {
             let is_ahead = self.steps() < stop.steps.0;
@@ -71,33 +78,9 @@ impl Vcpu for FaultyEngine {
     fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
         self.act(|engine| engine.complete_read(value))
     }
-    fn position(&self) -> Option<Position> {
-        self.engine.position()
-    }
-    fn interrupt_window_open(&self) -> bool {
-        self.engine.interrupt_window_open()
-    }
-    fn request_interrupt_window(&mut self, wanted: bool) {
-        self.engine.request_interrupt_window(wanted);
-    }
     fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
         self.note_rip()?;
         self.act(|engine| engine.inject_interrupt(vector))
-    }
-    fn save(&mut self) -> Result<CpuState, VcpuError> {
-        self.engine.save()
-    }
-    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        self.engine.load(state, position)
-    }
-    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
-        self.engine.ram_written(start, bytes);
-    }
-    fn arm_write_tracking(&mut self) {
-        self.engine.arm_write_tracking();
-    }
-    fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.engine.kick_handle()
     }
 }
 
@@ -121,44 +104,21 @@ pub struct UnloggedDevice<B> {
     pub write: Option<(VirtualNanos, GuestPhys, [u8; 8])>,
 }
 
-impl<B: Bus> Bus for UnloggedDevice<B> {
+impl<B: Bus> BusLayer for UnloggedDevice<B> {
+    type Below = B;
+
+    fn below(&self) -> &B {
+        &self.bus
+    }
+
+    fn below_mut(&mut self) -> &mut B {
+        &mut self.bus
+    }
+
     fn advance(&mut self, now: VirtualNanos, memory: &mut DeviceMemory<'_>) {
         self.bus.advance(now, memory);
         if let Some((_, at, bytes)) = self.write.take_if(|(due, _, _)| now >= *due) {
             self.ram.write(at, &bytes).expect("the address is in RAM");
         }
-    }
-    fn next_deadline(&self) -> Option<VirtualNanos> {
-        self.bus.next_deadline()
-    }
-    fn port_read(&mut self, port: Port, size: u8, now: VirtualNanos) -> u32 {
-        self.bus.port_read(port, size, now)
-    }
-    fn port_write(
-        &mut self,
-        port: Port,
-        size: u8,
-        value: u32,
-        now: VirtualNanos,
-        memory: &mut DeviceMemory<'_>,
-    ) -> Effects {
-        self.bus.port_write(port, size, value, now, memory)
-    }
-    fn interrupt_pending(&self) -> bool {
-        self.bus.interrupt_pending()
-    }
-    fn acknowledge(&mut self) -> Option<Vector> {
-        self.bus.acknowledge()
-    }
-    fn console_input(
-        &mut self,
-        bytes: &[u8],
-        now: VirtualNanos,
-        memory: &mut DeviceMemory<'_>,
-    ) -> usize {
-        self.bus.console_input(bytes, now, memory)
-    }
-    fn save(&self) -> Vec<DeviceBlob> {
-        self.bus.save()
     }
 }

@@ -5,9 +5,8 @@ use machine::checkpoint::memory::MemoryStore;
 use machine::checkpoint::{Checkpoint, CheckpointSink, CheckpointSource, StoreError};
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, HostClock, InsnClock, VirtualClock};
 use machine::ram::{PageBytes, Ram};
-use machine::state::CpuState;
-use machine::units::{Gfn, GuestPhys, Position, Vector, VirtualNanos};
-use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use machine::units::{Gfn, Position, VirtualNanos};
+use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use replay_log::{EndReason, RecordingId};
 use simuboost_tests::recording::toy::{RAM_BYTES, ToyCpu, load_program};
 use simuboost_tests::recording::{Machine, TestBus};
@@ -235,42 +234,26 @@ fn options_that_need_counts_are_refused_where_there_are_none() {
 /// Keeps its counts to itself, as hardware does.
 struct Uncounted(ToyCpu);
 
-impl Vcpu for Uncounted {
+impl VcpuLayer for Uncounted {
+    type Below = ToyCpu;
+
+    fn below(&self) -> &ToyCpu {
+        &self.0
+    }
+
+    fn below_mut(&mut self) -> &mut ToyCpu {
+        &mut self.0
+    }
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         match until {
             None => self.0.run(None),
             Some(_) => Err(VcpuError::Protocol("does not count")),
         }
     }
-    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
-        self.0.complete_read(value)
-    }
+
     fn position(&self) -> Option<Position> {
         None
-    }
-    fn interrupt_window_open(&self) -> bool {
-        self.0.interrupt_window_open()
-    }
-    fn request_interrupt_window(&mut self, wanted: bool) {
-        self.0.request_interrupt_window(wanted);
-    }
-    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
-        self.0.inject_interrupt(vector)
-    }
-    fn save(&mut self) -> Result<CpuState, VcpuError> {
-        self.0.save()
-    }
-    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        self.0.load(state, position)
-    }
-    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
-        self.0.ram_written(start, bytes);
-    }
-    fn arm_write_tracking(&mut self) {
-        self.0.arm_write_tracking();
-    }
-    fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.0.kick_handle()
     }
 }
 
@@ -286,7 +269,7 @@ fn a_vcpu_without_counts_is_recorded_by_landmarks() {
         let ram = Arc::new(Ram::new(RAM_BYTES).unwrap());
         let mut vcpu = Uncounted(ToyCpu::new(ram.clone()));
         let start = load_program(&ram, seed);
-        vcpu.load(&start, Position::default()).unwrap();
+        Vcpu::load(&mut vcpu, &start, Position::default()).unwrap();
         let mut bus = TestBus::new(RAM_BYTES, seed, RAM_BYTES / 2..RAM_BYTES, 170_000);
         bus.start_timer(100_000);
         let store = MemoryStore::default();

@@ -6,9 +6,8 @@ use machine::checkpoint::memory::MemoryStore;
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, InsnClock, VirtualClock};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
-use machine::state::CpuState;
-use machine::units::{GuestPhys, Position, Vector};
-use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
+use machine::units::Position;
+use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use replay_log::RecordingId;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
@@ -41,7 +40,17 @@ struct Liar {
     lied: Arc<std::sync::Mutex<Option<Position>>>,
 }
 
-impl Vcpu for Liar {
+impl VcpuLayer for Liar {
+    type Below = Engine;
+
+    fn below(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn below_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         let exit = self.engine.run(until)?;
         self.random = matches!(exit, Exit::PortRead { port, .. } if port.0 == RANDOM_PORT);
@@ -54,33 +63,6 @@ impl Vcpu for Liar {
         }
         *self.lied.lock().expect("no panic under the lock") = self.engine.position();
         self.engine.complete_read(value ^ 1)
-    }
-    fn position(&self) -> Option<Position> {
-        self.engine.position()
-    }
-    fn interrupt_window_open(&self) -> bool {
-        self.engine.interrupt_window_open()
-    }
-    fn request_interrupt_window(&mut self, wanted: bool) {
-        self.engine.request_interrupt_window(wanted);
-    }
-    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
-        self.engine.inject_interrupt(vector)
-    }
-    fn save(&mut self) -> Result<CpuState, VcpuError> {
-        self.engine.save()
-    }
-    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        self.engine.load(state, position)
-    }
-    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
-        self.engine.ram_written(start, bytes);
-    }
-    fn arm_write_tracking(&mut self) {
-        self.engine.arm_write_tracking();
-    }
-    fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.engine.kick_handle()
     }
 }
 
@@ -96,8 +78,7 @@ fn record(lie_at: u64) -> (MemoryStore, Option<Position>) {
         lie_at,
         lied: Arc::clone(&lied),
     };
-    vcpu.load(&start, Position::default())
-        .expect("the start state is valid");
+    Vcpu::load(&mut vcpu, &start, Position::default()).expect("the start state is valid");
     let options = Options {
         recording: RecordingId([6; 16]),
         clock: VirtualClock::Insn(InsnClock::new(DEFAULT_STEPS_PER_SECOND)),

@@ -1,10 +1,8 @@
 //! An engine that replays and is looked at on its way.
 
 use machine::state::Activity;
-use machine::state::CpuState;
-use machine::units::{GuestPhys, Position, Vector};
-use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
-use std::sync::Arc;
+use machine::units::Position;
+use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use tcg_sim::Engine;
 use tcg_sim::replay::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
@@ -64,7 +62,17 @@ impl<F: FnMut(usize, &mut Engine) -> Result<(), VcpuError>> Watched<F> {
     }
 }
 
-impl<F: FnMut(usize, &mut Engine) -> Result<(), VcpuError>> Vcpu for Watched<F> {
+impl<F: FnMut(usize, &mut Engine) -> Result<(), VcpuError>> VcpuLayer for Watched<F> {
+    type Below = Engine;
+
+    fn below(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn below_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
     fn run(&mut self, until: Option<Position>) -> Result<Exit, VcpuError> {
         loop {
             self.look()?;
@@ -83,46 +91,6 @@ impl<F: FnMut(usize, &mut Engine) -> Result<(), VcpuError>> Vcpu for Watched<F> 
                 return Ok(Exit::Halt);
             }
         }
-    }
-
-    fn complete_read(&mut self, value: u64) -> Result<(), VcpuError> {
-        self.engine.complete_read(value)
-    }
-
-    fn position(&self) -> Option<Position> {
-        self.engine.position()
-    }
-
-    fn interrupt_window_open(&self) -> bool {
-        self.engine.interrupt_window_open()
-    }
-
-    fn request_interrupt_window(&mut self, wanted: bool) {
-        self.engine.request_interrupt_window(wanted);
-    }
-
-    fn inject_interrupt(&mut self, vector: Vector) -> Result<(), VcpuError> {
-        self.engine.inject_interrupt(vector)
-    }
-
-    fn save(&mut self) -> Result<CpuState, VcpuError> {
-        self.engine.save()
-    }
-
-    fn load(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
-        self.engine.load(state, position)
-    }
-
-    fn ram_written(&mut self, start: GuestPhys, bytes: u64) {
-        self.engine.ram_written(start, bytes);
-    }
-
-    fn arm_write_tracking(&mut self) {
-        self.engine.arm_write_tracking();
-    }
-
-    fn kick_handle(&self) -> Arc<dyn Kick> {
-        self.engine.kick_handle()
     }
 }
 
