@@ -1,9 +1,10 @@
 //! The guest that `run` and `record` are told about.
 
 use crate::quantity::{ByteSize, Count};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use kvm_recorder::kvm::{Host, KvmVcpu, probe};
+use kvm_recorder::kvm::examine::{self, Level, NATIVE_PER_SECOND};
+use kvm_recorder::kvm::{Host, KvmVcpu};
 use machine::board::Board;
 use machine::boot::{self, LinuxBoot};
 use machine::clock::{HostClock, InsnClock, VirtualClock};
@@ -64,15 +65,15 @@ pub(crate) enum Executes {
     /// On the engine, however good the host's KVM is.
     OnEngine,
     /// On KVM where that is good.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "what KVM records of Linux does not verify yet")
+    )]
     OnKvm,
 }
 
 /// What this build does; `sbctl doctor` says what follows from it.
 pub(crate) const EXECUTES: Executes = Executes::OnEngine;
-
-/// Instructions per second below which the engine is faster than a KVM that emulates kernel code; processors
-/// execute some thousands of millions.
-const NATIVE: f64 = 100e6;
 
 impl Accel {
     /// KVM, if the guest is to be recorded there. Says why it is not, where that was not asked for.
@@ -81,17 +82,16 @@ impl Accel {
             Self::Engine => Ok(None),
             Self::Kvm => Ok(Some(Host::open()?)),
             Self::Auto => {
-                let why = match fast_host() {
-                    Ok(host) if EXECUTES == Executes::OnKvm => return Ok(Some(host)),
-                    Ok(_) => {
-                        "what KVM records of Linux does not verify yet (--accel kvm does it all \
-                              the same)"
-                            .to_owned()
-                    }
-                    Err(why) => format!("{why:#}"),
+                let host = match EXECUTES {
+                    Executes::OnKvm => fast_host(),
+                    Executes::OnEngine => Err(anyhow!(
+                        "what KVM records of Linux does not verify yet; --accel kvm does it all the same"
+                    )),
                 };
-                eprintln!("sbctl: the guest runs on the engine: {why}");
-                Ok(None)
+                host.map(Some).or_else(|why| {
+                    eprintln!("sbctl: the guest runs on the engine: {why:#}");
+                    Ok(None)
+                })
             }
         }
     }
@@ -103,9 +103,8 @@ fn fast_host() -> Result<Host> {
     if !host.capabilities().user_space_msrs {
         bail!("this host's KVM answers accesses to MSRs by itself (before Linux 5.10)");
     }
-    let (instructions, time) = probe::speed(&host)?;
-    let speed = f64::from(instructions) / time.as_secs_f64();
-    if speed < NATIVE {
+    let speed = examine::speed(&host, Level::Kernel)?;
+    if speed < NATIVE_PER_SECOND {
         bail!(
             "this host's KVM emulates kernel code, at {:.1} million instructions a second",
             speed / 1e6

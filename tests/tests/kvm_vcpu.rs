@@ -1,7 +1,8 @@
 //! The KVM vCPU on /dev/kvm, kept within what a KVM that emulates kernel code can run.
 
 use iced_x86::code_asm::*;
-use kvm_recorder::kvm::{DirtyLog, Host, KvmVcpu, Tracking, probe};
+use kvm_recorder::kvm::examine::{self, Level};
+use kvm_recorder::kvm::{DirtyLog, Host, KvmVcpu, Tracking};
 use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Port, Position};
@@ -53,9 +54,9 @@ fn a_guest_computes_and_tells() {
 #[test]
 fn the_host_can_be_probed() {
     let Some(host) = host() else { return };
-    let exact = probe::window_is_exact(&host).unwrap();
-    let (instructions, time) = probe::speed(&host).unwrap();
-    eprintln!("windows are exact: {exact}; {instructions} instructions in {time:?}");
+    let exact = examine::window_is_exact(&host).unwrap();
+    let speed = examine::speed(&host, Level::Kernel).unwrap();
+    eprintln!("windows are exact: {exact}; {speed:.0} instructions a second");
 }
 
 /// A guest counts in memory and is kicked; in how many of 50 epochs a write was not told.

@@ -1,6 +1,6 @@
 //! What can be wrong with KVM before a guest runs.
 
-use super::probe::ProbeError;
+use super::examine::ProbeError;
 use machine::vcpu::VcpuError;
 use std::io;
 

@@ -3,22 +3,23 @@
 
 mod pmu;
 mod tsc;
+mod window;
 
 use super::dirty::DirtyLog;
-use super::probe::ProbeError;
-use super::{Host, KvmVcpu, Tracking};
+use super::{Host, KvmError, KvmVcpu, Tracking};
 use machine::conformance::{self, KINDS, Results};
 use machine::cpuid::CpuidTable;
-use machine::ram::Ram;
+use machine::ram::{Ram, RamError};
 use machine::state::{CpuState, Gpr, Seg};
 use machine::units::{GuestPhys, Position};
-use machine::vcpu::{Exit, Vcpu};
+use machine::vcpu::{Exit, Vcpu, VcpuError};
 pub use pmu::{Branches, branches};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 pub use tsc::{Tsc, tsc};
+pub use window::window_is_exact;
 
 /// How long a small guest may take. Those here take some milliseconds on a processor and at most a few
 /// seconds where KVM emulates them.
@@ -26,6 +27,23 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Slower guests are emulated: processors execute thousands of millions of instructions per second.
 pub const NATIVE_PER_SECOND: f64 = 100e6;
+
+/// Why a host could not be examined.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// There is no vCPU.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The small guest does not run.
+    #[error("a small guest does not run on KVM: {0}")]
+    Vcpu(#[from] VcpuError),
+    /// It does something else than it should.
+    #[error("a small guest on KVM ended in {0:?}")]
+    Unexpected(Exit),
+}
 
 /// At which privilege level a small guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,25 +103,30 @@ impl SmallGuest {
         Ok(Self { vcpu, ram, start })
     }
 
-    /// Runs from the start to the end of the code.
+    /// Runs from the start to the first OUT.
     fn run(&mut self) -> Result<(), ProbeError> {
         self.vcpu.load(&self.start, Position::default())?;
+        match self.go_on()? {
+            Exit::PortWrite { .. } => Ok(()),
+            other => Err(ProbeError::Unexpected(other)),
+        }
+    }
+
+    /// Runs to the next exit.
+    fn go_on(&mut self) -> Result<Exit, ProbeError> {
         let (done, waits) = channel::<()>();
         let kick = self.vcpu.kick_handle();
-        let end = std::thread::scope(|scope| {
+        let exit = std::thread::scope(|scope| {
             scope.spawn(move || {
                 if waits.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
                     kick.kick();
                 }
             });
-            let end = self.vcpu.run(None);
+            let exit = self.vcpu.run(None);
             drop(done);
-            end
+            exit
         });
-        match end? {
-            Exit::PortWrite { .. } => Ok(()),
-            other => Err(ProbeError::Unexpected(other)),
-        }
+        Ok(exit?)
     }
 
     /// The first words at [`FOUND`].

@@ -1,7 +1,7 @@
 //! What this host's KVM can do.
 
 use super::error::KvmError;
-use super::probe;
+use super::examine;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DISABLE_QUIRKS2,
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// Whether interrupt windows are reported where they open, which is tried once
-    /// ([`probe::window_is_exact`]).
+    /// ([`examine::window_is_exact`]).
     ///
     /// # Errors
     /// [`KvmError::Probe`].
@@ -87,7 +87,7 @@ impl Host {
         if let Some(known) = self.exact_windows.get() {
             return Ok(*known);
         }
-        let found = probe::window_is_exact(self);
+        let found = examine::window_is_exact(self);
         let found = found.map_err(|source| KvmError::Probe(Box::new(source)))?;
         Ok(*self.exact_windows.get_or_init(|| found))
     }

@@ -21,7 +21,6 @@ mod host;
 mod ioctls;
 mod kick;
 mod msrs;
-pub mod probe;
 mod registers;
 mod run_page;
 mod state;

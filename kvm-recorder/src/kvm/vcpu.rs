@@ -209,8 +209,14 @@ impl KvmVcpu {
                 self.pending = Pending::Timestamp;
                 Some(Exit::TimestampRead)
             }
-            Reason::ReadMsr(index) => self.msr(index, None),
-            Reason::WriteMsr(index, value) => self.msr(index, Some(value)),
+            Reason::ReadMsr(index) => {
+                self.answer_msr(index, None);
+                None
+            }
+            Reason::WriteMsr(index, value) => {
+                self.answer_msr(index, Some(value));
+                None
+            }
             Reason::Halt => {
                 self.activity = Activity::Halted;
                 Some(Exit::Halt)
@@ -235,10 +241,9 @@ impl KvmVcpu {
         })
     }
 
-    fn msr(&mut self, index: u32, written: Option<u64>) -> Option<Exit> {
+    fn answer_msr(&mut self, index: u32, written: Option<u64>) {
         let answer = msrs::answer(self.maker, index, written);
         run_page::answer_msr(&mut self.fd, answer);
-        None
     }
 
     /// The error that names the instruction at which the guest stands.

@@ -262,18 +262,17 @@ fn dirty_pages(host: &Host) -> Check {
     const ID: &str = "dirty-pages";
     let check = match DirtyLog::best(host) {
         DirtyLog::Ring => Check::ok(KVM, ID, "written pages are told by a ring"),
-        DirtyLog::Bitmap => Check::limited(
+        DirtyLog::Bitmap => Check::ok(
             KVM,
             ID,
-            "written pages are told by a bitmap, whose cost grows with the guest's memory",
-        )
-        .advise("Linux 5.11 or later has a ring of dirty pages"),
+            "written pages are told by a bitmap that is read without protecting them again",
+        ),
         DirtyLog::ProtectedBitmap => Check::limited(
             KVM,
             ID,
             "written pages are told by a bitmap that protects all pages whenever it is read",
         )
-        .advise("Linux 5.11 or later has a ring of dirty pages"),
+        .advise("Linux 5.0 or later"),
     };
     let capabilities = host.capabilities();
     check

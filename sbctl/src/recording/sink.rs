@@ -8,6 +8,7 @@
 
 use super::moment::Moment;
 use super::{CPU_BLOB, DEVICE_BLOB, MOMENT_BLOB, RAM_SPACE};
+use crate::cores::cpus;
 use checkpoint_dedup::{
     CheckpointNo, Draft, Error, Frame, LogDraft, Patience, Published, RecordingName, Repository,
     SpaceNo, Ticket, Writer, WriterOptions,
@@ -22,7 +23,6 @@ use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::available_parallelism;
 
 /// Most bytes of pages that wait for the store.
 const MOST_WAITING_BYTES: u64 = 256 << 20;
@@ -91,8 +91,7 @@ struct State {
 
 /// One CPU is the guest's.
 fn threads_beside_the_guest() -> NonZeroUsize {
-    let cpus = available_parallelism().map_or(1, NonZeroUsize::get);
-    NonZeroUsize::new(cpus - 1).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new(cpus() - 1).unwrap_or(NonZeroUsize::MIN)
 }
 
 impl StoreSink {

@@ -1,9 +1,8 @@
 //! Counting the guest's branches with the processor's performance counters.
 #![expect(unsafe_code, reason = "perf_event_open has no safe name")]
 
-use super::{Level, OUT, SmallGuest};
+use super::{Level, OUT, ProbeError, SmallGuest};
 use crate::kvm::Host;
-use crate::kvm::probe::ProbeError;
 use machine::cpuid::CpuidTable;
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,9 +1,8 @@
 //! The time stamp counter. It is hidden in CPUID, but a guest may read it all the same; only a counter
 //! that stands still while the guest runs makes such a read repeatable.
 
-use super::{Level, OUT, SmallGuest};
+use super::{Level, OUT, ProbeError, SmallGuest};
 use crate::kvm::Host;
-use crate::kvm::probe::ProbeError;
 use machine::cpuid::CpuidTable;
 
 /// What the guest's counter does.
