@@ -180,7 +180,7 @@ fn trampoline64(state: &CpuState, entry: u64) -> Result<Vec<u8>, IcedError> {
 }
 
 /// The FXRSTOR64 image of an FPU state.
-pub fn fxsave_image(fpu: &FpuState) -> Vec<u8> {
+fn fxsave_image(fpu: &FpuState) -> Vec<u8> {
     let mut image = vec![0; 512];
     image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
     image[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());

@@ -4,16 +4,12 @@
     reason = "guest RAM is handed to KVM by address, and a signal must interrupt KVM_RUN"
 )]
 
-use crate::guest::boot::fxsave_image;
 use crate::guest::{End, Guest, Outcome, layout};
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_fpu,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, kvm_debugregs, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_recorder::kvm::Host;
+use kvm_recorder::kvm::{Host, cpuid_entries, to_fpu, to_msrs, to_regs, to_sregs};
 use machine::cpuid::CpuidTable;
-use machine::state::{CpuState, DescriptorTable, Segment};
+use machine::state::CpuState;
 use std::io;
 use std::time::Duration;
 
@@ -79,7 +75,7 @@ impl KvmOracle {
 
     fn run_vcpu(&self, vm: &VmFd, state: &CpuState) -> io::Result<End> {
         let mut vcpu = vm.create_vcpu(0).map_err(error)?;
-        vcpu.set_cpuid2(&self.cpuid()?).map_err(error)?;
+        vcpu.set_cpuid2(&Self::cpuid()).map_err(error)?;
         load(&vcpu, state)?;
         let alarm = Alarm::set(self.timeout);
         let end = wait(&mut vcpu);
@@ -88,7 +84,7 @@ impl KvmOracle {
     }
 
     /// The table of the tests, as far as KVM knows its leaves.
-    fn cpuid(&self) -> io::Result<CpuId> {
+    fn cpuid() -> CpuId {
         let mut table = CpuidTable::x86_64_v2();
         for entry in &mut table.entries {
             if entry.leaf == 7 {
@@ -96,22 +92,7 @@ impl KvmOracle {
                     machine::cpuid::leaf7::EBX_SMEP | machine::cpuid::leaf7::EBX_SMAP;
             }
         }
-        let entries: Vec<kvm_cpuid_entry2> = table
-            .entries
-            .iter()
-            .map(|e| kvm_cpuid_entry2 {
-                function: e.leaf,
-                index: e.subleaf,
-                flags: u32::from(e.has_subleaves),
-                eax: e.registers[0],
-                ebx: e.registers[1],
-                ecx: e.registers[2],
-                edx: e.registers[3],
-                ..Default::default()
-            })
-            .collect();
-        assert!(entries.len() <= KVM_MAX_CPUID_ENTRIES);
-        CpuId::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))
+        cpuid_entries(&table)
     }
 }
 
@@ -132,11 +113,15 @@ fn wait(vcpu: &mut VcpuFd) -> io::Result<End> {
 }
 
 fn load(vcpu: &VcpuFd, state: &CpuState) -> io::Result<()> {
-    let mut sregs = vcpu.get_sregs().map_err(error)?;
-    fill_sregs(&mut sregs, state);
+    let before = vcpu.get_sregs().map_err(error)?;
+    let sregs = kvm_sregs {
+        apic_base: before.apic_base,
+        interrupt_bitmap: before.interrupt_bitmap,
+        ..to_sregs(state)
+    };
     vcpu.set_sregs(&sregs).map_err(error)?;
-    vcpu.set_regs(&regs(state)).map_err(error)?;
-    vcpu.set_fpu(&fpu(state)).map_err(error)?;
+    vcpu.set_regs(&to_regs(state)).map_err(error)?;
+    vcpu.set_fpu(&to_fpu(&state.fpu)).map_err(error)?;
     vcpu.set_debug_regs(&kvm_debugregs {
         db: state.dr,
         dr6: state.dr6,
@@ -144,131 +129,14 @@ fn load(vcpu: &VcpuFd, state: &CpuState) -> io::Result<()> {
         ..Default::default()
     })
     .map_err(error)?;
-    let m = &state.msrs;
-    let entries: Vec<kvm_msr_entry> = [
-        (0xc000_0081u32, m.star),
-        (0xc000_0082, m.lstar),
-        (0xc000_0083, m.cstar),
-        (0xc000_0084, m.sfmask),
-        (0xc000_0102, m.kernel_gs_base),
-        (0x174, m.sysenter_cs),
-        (0x175, m.sysenter_esp),
-        (0x176, m.sysenter_eip),
-        (0x277, m.pat),
-    ]
-    .into_iter()
-    .map(|(index, data)| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    })
-    .collect();
-    let count = entries.len();
-    let msrs = Msrs::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
-    match vcpu.set_msrs(&msrs).map_err(error)? {
-        written if written == count => Ok(()),
-        written => Err(io::Error::other(format!(
+    let msrs = to_msrs(state);
+    let written = vcpu.set_msrs(&msrs).map_err(error)?;
+    match msrs.as_slice().get(written) {
+        None => Ok(()),
+        Some(refused) => Err(io::Error::other(format!(
             "KVM refused MSR {:#x}",
-            entries[written].index
+            refused.index
         ))),
-    }
-}
-
-fn regs(state: &CpuState) -> kvm_regs {
-    let [
-        rax,
-        rcx,
-        rdx,
-        rbx,
-        rsp,
-        rbp,
-        rsi,
-        rdi,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-    ] = state.gpr;
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip: state.rip,
-        rflags: state.rflags,
-    }
-}
-
-fn fill_sregs(sregs: &mut kvm_sregs, state: &CpuState) {
-    let [es, cs, ss, ds, fs, gs] = state.segs.map(|s| segment(&s));
-    (sregs.es, sregs.cs, sregs.ss, sregs.ds, sregs.fs, sregs.gs) = (es, cs, ss, ds, fs, gs);
-    (sregs.ldt, sregs.tr) = (segment(&state.ldtr), segment(&state.tr));
-    (sregs.gdt, sregs.idt) = (table(&state.gdtr), table(&state.idtr));
-    (sregs.cr0, sregs.cr2, sregs.cr3) = (state.cr0, state.cr2, state.cr3);
-    (sregs.cr4, sregs.cr8, sregs.efer) = (state.cr4, state.cr8, state.msrs.efer);
-}
-
-fn segment(s: &Segment) -> kvm_segment {
-    let bit = |n: u16| (s.attributes >> n & 1) as u8;
-    kvm_segment {
-        base: s.base,
-        limit: s.limit,
-        selector: s.selector,
-        type_: s.kind(),
-        present: bit(7),
-        dpl: s.dpl(),
-        db: bit(14),
-        s: bit(4),
-        l: bit(13),
-        g: bit(15),
-        avl: bit(12),
-        unusable: u8::from(!s.present()),
-        padding: 0,
-    }
-}
-
-fn table(t: &DescriptorTable) -> kvm_dtable {
-    kvm_dtable {
-        base: t.base,
-        limit: t.limit,
-        padding: [0; 3],
-    }
-}
-
-fn fpu(state: &CpuState) -> kvm_fpu {
-    let image = fxsave_image(&state.fpu);
-    let sixteen = |at: usize| -> [u8; 16] {
-        image[at..at + 16]
-            .try_into()
-            .expect("a slice of sixteen bytes")
-    };
-    kvm_fpu {
-        fpr: std::array::from_fn(|i| sixteen(32 + i * 16)),
-        fcw: state.fpu.fcw,
-        fsw: state.fpu.fsw,
-        ftwx: state.fpu.ftw,
-        last_opcode: state.fpu.fop,
-        last_ip: state.fpu.fip,
-        last_dp: state.fpu.fdp,
-        xmm: std::array::from_fn(|i| sixteen(160 + i * 16)),
-        mxcsr: state.fpu.mxcsr,
-        ..Default::default()
     }
 }
 

@@ -76,7 +76,8 @@ pub(super) fn from_xsave(xsave: &kvm_xsave) -> FpuState {
     fpu
 }
 
-pub(super) fn to_fpu(fpu: &FpuState) -> kvm_fpu {
+/// The older form.
+pub fn to_fpu(fpu: &FpuState) -> kvm_fpu {
     kvm_fpu {
         fpr: fpu.st.map(u128::to_le_bytes),
         fcw: fpu.fcw,

@@ -31,5 +31,9 @@ mod write_guard;
 
 pub use dirty::DirtyLog;
 pub use error::KvmError;
+pub use fpu::to_fpu;
 pub use host::{Capabilities, Host};
+pub use msrs::to_msrs;
+pub use registers::{to_regs, to_sregs};
 pub use vcpu::{KvmVcpu, Tracking};
+pub use vm::cpuid_entries;

@@ -8,17 +8,17 @@
 use super::error::{KvmError, setup};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    KVM_MSR_EXIT_REASON_UNKNOWN, Msrs, kvm_enable_cap, kvm_msr_entry,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use machine::cpuid::Maker;
 use machine::msr::{constant, number};
-use machine::state::Msrs;
+use machine::state::{self, CpuState};
 
 /// An MSR that is state of the CPU model and has no other name in KVM's register files.
 pub(super) struct Row {
     pub(super) index: u32,
-    pub(super) field: fn(&mut Msrs) -> &mut u64,
+    pub(super) field: fn(&mut state::Msrs) -> &mut u64,
 }
 
 /// The registers to get and set. TSC_AUX is not among them: the CPU model has no instruction that
@@ -61,6 +61,17 @@ pub(super) const ROWS: [Row; 9] = [
         field: |m| &mut m.pat,
     },
 ];
+
+/// The registers with their values.
+pub fn to_msrs(state: &CpuState) -> Msrs {
+    let mut values = state.msrs;
+    let entries = ROWS.map(|row| kvm_msr_entry {
+        index: row.index,
+        data: *(row.field)(&mut values),
+        ..Default::default()
+    });
+    Msrs::from_entries(&entries).expect("the rows are few")
+}
 
 /// What KVM answers for besides [`ROWS`]: these are in its other register files.
 const ELSEWHERE: [u32; 3] = [number::EFER, number::FS_BASE, number::GS_BASE];

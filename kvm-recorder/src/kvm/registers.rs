@@ -1,4 +1,4 @@
-//! Registers between KVM's form and ours.
+//! Registers between KVM's form and ours. What writes them is for whoever runs a vCPU in another way, too.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use machine::state::{CpuState, DescriptorTable, Seg, Segment};
@@ -10,7 +10,8 @@ const NO_APIC: u64 = 0xfee0_0000;
 /// DPL in [`Segment::attributes`].
 const DPL: u16 = 3 << 5;
 
-pub(super) fn to_regs(state: &CpuState) -> kvm_regs {
+/// General registers, RIP and RFLAGS.
+pub fn to_regs(state: &CpuState) -> kvm_regs {
     let [
         rax,
         rcx,
@@ -61,7 +62,7 @@ pub(super) fn from_regs(state: &mut CpuState, regs: &kvm_regs) {
 }
 
 /// Everything in `sregs` but the bitmap of pending interrupts, of which there are none.
-pub(super) fn to_sregs(state: &CpuState) -> kvm_sregs {
+pub fn to_sregs(state: &CpuState) -> kvm_sregs {
     let [es, cs, ss, ds, fs, gs] = state.segs.map(|segment| to_segment(&segment));
     kvm_sregs {
         cs,

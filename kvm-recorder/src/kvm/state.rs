@@ -144,15 +144,9 @@ pub(super) fn write(
 }
 
 fn write_msrs(vcpu: &VcpuFd, state: &CpuState) -> Result<(), VcpuError> {
-    let mut values = state.msrs;
-    let entries = msrs::ROWS.map(|row| kvm_msr_entry {
-        index: row.index,
-        data: *(row.field)(&mut values),
-        ..Default::default()
-    });
-    let all = Msrs::from_entries(&entries).expect("the rows are few");
+    let all = msrs::to_msrs(state);
     let count = vcpu.set_msrs(&all).map_err(host("KVM_SET_MSRS"))?;
-    match entries.get(count) {
+    match all.as_slice().get(count) {
         None => Ok(()),
         Some(entry) => Err(VcpuError::InvalidState(format!(
             "this host's KVM does not take {:#x} for MSR {:#x}",

@@ -47,7 +47,7 @@ pub(super) fn build(
     add_ram(&vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
     let vcpu = vm.create_vcpu(0).map_err(setup("creating a vCPU"))?;
     // Before any state: the table decides which values of control registers and MSRs KVM takes.
-    vcpu.set_cpuid2(&entries(cpuid))
+    vcpu.set_cpuid2(&cpuid_entries(cpuid))
         .map_err(setup("setting the CPUID table"))?;
     Ok((vm, vcpu))
 }
@@ -89,7 +89,8 @@ fn add_ram(vm: &VmFd, ram: &Ram, flags: u32) -> Result<(), KvmError> {
     unsafe { vm.set_user_memory_region(region) }.map_err(setup("giving RAM to the VM"))
 }
 
-fn entries(table: &CpuidTable) -> CpuId {
+/// The table in KVM's form.
+pub fn cpuid_entries(table: &CpuidTable) -> CpuId {
     let rows: Vec<kvm_cpuid_entry2> = table
         .entries
         .iter()
