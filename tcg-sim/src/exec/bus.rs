@@ -6,7 +6,7 @@ use crate::instrument::Direction;
 use crate::instrument::probe::Noted;
 use crate::jit::mode::Mode;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, StringRun, SysBus, Vendor};
+use crate::sys::{AccessKind, Fault, Maker, StringRun, SysBus};
 use machine::cpuid::CpuidTable;
 use machine::state::CpuState;
 use machine::units::{GuestPhys, PAGE_BYTES};
@@ -216,7 +216,7 @@ impl SysBus for Soft {
         })
     }
 
-    fn vendor(&self) -> Vendor {
+    fn vendor(&self) -> Maker {
         self.host.vendor
     }
 

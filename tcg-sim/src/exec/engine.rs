@@ -13,7 +13,7 @@ use crate::jit::code::TRAP_SITE;
 use crate::jit::layout::Env;
 use crate::jit::mode::{Mode, TLB_CLASSES};
 use crate::mmu::is_canonical;
-use crate::sys::{self, Event, Fault, Vendor, vector};
+use crate::sys::{self, Event, Fault, vector};
 use iced_x86::{DecoderOptions, Instruction};
 use machine::cpuid::{CpuidTable, Maker};
 use machine::ram::{Ram, RamError};
@@ -139,7 +139,7 @@ impl Engine {
             return Err(VcpuError::Protocol("the engine needs a host CPU with BMI2"));
         }
         let host = HostCpu::of(vendor_of(&cpuid));
-        let decoder_options = if host.vendor == Vendor::Amd {
+        let decoder_options = if host.vendor == Maker::Amd {
             DecoderOptions::AMD
         } else {
             DecoderOptions::NONE
@@ -660,9 +660,6 @@ impl Soft {
 
 /// Whose rules hold for guests with this table: those of the maker it names. A table that names none
 /// that is known gets the host's, as its undefined results are the host's anyway.
-fn vendor_of(table: &CpuidTable) -> Vendor {
-    match table.maker().unwrap_or_else(Maker::of_host) {
-        Maker::Intel => Vendor::Intel,
-        Maker::Amd => Vendor::Amd,
-    }
+fn vendor_of(table: &CpuidTable) -> Maker {
+    table.maker().unwrap_or_else(Maker::of_host)
 }

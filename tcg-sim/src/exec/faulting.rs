@@ -9,7 +9,7 @@ use crate::jit::block::{MemoryAccess, Site};
 use crate::jit::translate::is_narrow;
 use crate::mmu::{Access, AccessType};
 use crate::sys::fpu::FpuClass;
-use crate::sys::{self, Fault, Vendor, vector};
+use crate::sys::{self, Fault, Maker, vector};
 use iced_x86::{Decoder, Instruction, Mnemonic, OpKind, Register};
 use machine::state::Seg;
 
@@ -120,7 +120,7 @@ impl Engine {
 
     /// Intel stores the two halves of MASKMOVDQU one after the other, the upper one first.
     fn masked_store_fault(&mut self, instruction: &Instruction, va: u64, fault: Fault) -> Fault {
-        if self.soft.host.vendor != Vendor::Intel || fault.cr2.is_none() {
+        if self.soft.host.vendor != Maker::Intel || fault.cr2.is_none() {
             return fault;
         }
         let second = self.eight_behind(instruction, va);
@@ -137,7 +137,7 @@ impl Engine {
     fn enter_mmx(&mut self, instruction: &Instruction, class: FpuClass) {
         let masked = instruction.mnemonic() == Mnemonic::Maskmovq;
         let stores = class == FpuClass::Mmx && instruction.op0_kind() == OpKind::Memory;
-        if masked || stores && self.soft.host.vendor == Vendor::Intel {
+        if masked || stores && self.soft.host.vendor == Maker::Intel {
             fpu::enter_mmx(masked);
         }
     }
@@ -177,7 +177,7 @@ impl Engine {
 
     /// Intel stores ten bytes as eight and two, and the eight stay if only the two fault.
     fn first_part(&mut self, va: u64, bytes: usize, offset: usize) -> Option<Owed> {
-        if bytes != 10 || self.soft.host.vendor != Vendor::Intel {
+        if bytes != 10 || self.soft.host.vendor != Maker::Intel {
             return None;
         }
         let access = Access::at_cpl(AccessType::Write, self.mode.cpl());

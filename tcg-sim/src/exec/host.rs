@@ -1,13 +1,13 @@
 //! What the host CPU does where x86-64 processors differ, and the guest's CPU with it: most guest
 //! instructions execute natively, so everything else follows the same rules.
 
-use crate::sys::Vendor;
+use crate::sys::Maker;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
 /// The rules of one processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostCpu {
-    pub(crate) vendor: Vendor,
+    pub(crate) vendor: Maker,
     pub(crate) x87: X87Rules,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct X87Rules {
 
 impl HostCpu {
     /// The rules of a guest's vendor on the CPU that this program runs on.
-    pub(crate) fn of(vendor: Vendor) -> Self {
+    pub(crate) fn of(vendor: Maker) -> Self {
         let features = if __cpuid(0).eax >= 7 {
             __cpuid_count(7, 0).ebx
         } else {
@@ -39,10 +39,10 @@ impl HostCpu {
                 pointers_on_exception_only: features & 1 << 6 != 0,
                 no_selectors: features & 1 << 13 != 0,
                 pointer_bits: match vendor {
-                    Vendor::Intel => __cpuid(0x8000_0008).eax >> 8 & 0xff,
-                    Vendor::Amd => 64,
+                    Maker::Intel => __cpuid(0x8000_0008).eax >> 8 & 0xff,
+                    Maker::Amd => 64,
                 },
-                lazy_fxsave: vendor == Vendor::Amd,
+                lazy_fxsave: vendor == Maker::Amd,
             },
         }
     }

@@ -4,7 +4,7 @@ use super::engine::Engine;
 use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
 use super::operand::{Operand, memory_operand};
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, SysBus, Vendor, vector};
+use crate::sys::{AccessKind, Fault, Maker, SysBus, vector};
 use iced_x86::Instruction;
 use machine::state::{cr0, rflags};
 
@@ -45,7 +45,7 @@ impl Engine {
         let (soft, cpu) = (&mut self.soft, &self.cpu);
         // As in `check_image`.
         let first_field = |va| match soft.pieces(cpu, va, alignment as usize, access) {
-            Err(fault) if fault.cr2.is_some() && soft.host.vendor == Vendor::Intel => Err(fault),
+            Err(fault) if fault.cr2.is_some() && soft.host.vendor == Maker::Intel => Err(fault),
             _ => Ok(()),
         };
         let operand = memory_operand(instruction, cpu, bytes as u64, asked, first_field)?;
@@ -88,7 +88,7 @@ impl Engine {
     /// reported.
     fn check_image(&mut self, operand: Operand, store: bool, order: Ends) -> Result<(), Fault> {
         let access = self.image_access(store);
-        if self.soft.host.vendor == Vendor::Intel {
+        if self.soft.host.vendor == Maker::Intel {
             let (first, last) = ((operand.va, order.field()), (operand.last(), 1));
             let ends = match order {
                 Ends::FirstThenLast(_) => [first, last],
@@ -128,7 +128,7 @@ impl Engine {
     /// A 512-byte image: 16-byte aligned, or #GP; Intel prefers #AC where that is asked for and the
     /// address is not even a multiple of four.
     fn fx_operand(&self, instruction: &Instruction) -> Result<Operand, Fault> {
-        let intel = self.soft.host.vendor == Vendor::Intel;
+        let intel = self.soft.host.vendor == Maker::Intel;
         let asked = (intel && self.checks_alignment()).then_some(4);
         let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked, |_| Ok(()))?;
         if operand.va % 16 == 0 {

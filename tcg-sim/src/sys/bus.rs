@@ -3,6 +3,7 @@
 use super::Fault;
 use crate::instrument::Direction;
 use machine::cpuid::CpuidTable;
+use machine::cpuid::Maker;
 use machine::state::CpuState;
 
 /// With which privilege memory is touched.
@@ -25,16 +26,6 @@ impl AccessKind {
             Self::AtCpl(cpl) => cpl == 3,
         }
     }
-}
-
-/// Whose rules hold where the two architectures differ (each use says what differs).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Vendor {
-    /// AMD, by the APM; the reference host is family 19h.
-    #[default]
-    Amd,
-    /// Intel, by the SDM.
-    Intel,
 }
 
 /// One operand of a run of string elements.
@@ -192,7 +183,7 @@ pub trait SysBus {
     fn cpuid(&self) -> &CpuidTable;
 
     /// The recording host's vendor.
-    fn vendor(&self) -> Vendor {
-        Vendor::Amd
+    fn vendor(&self) -> Maker {
+        Maker::Amd
     }
 }

@@ -9,7 +9,7 @@
 //!   family 6 model 207; an INT n is entered first). A fault of that instruction drops them.
 //! - All traps of one boundary become one #DB with the union of their DR6 bits.
 
-use super::{Event, EventKind, Fault, Vendor};
+use super::{Event, EventKind, Fault, Maker};
 use iced_x86::{Instruction, Mnemonic};
 use machine::state::{CpuState, Shadow, cr4, rflags};
 
@@ -83,8 +83,8 @@ pub fn watches_data(cpu: &CpuState, va: u64) -> bool {
 }
 
 /// The #DB fault of an instruction breakpoint at `cpu.rip`, before the instruction there.
-pub fn instruction_breakpoint(cpu: &CpuState, vendor: Vendor) -> Option<Fault> {
-    let hidden = vendor == Vendor::Intel && cpu.shadow == Shadow::MovSs;
+pub fn instruction_breakpoint(cpu: &CpuState, vendor: Maker) -> Option<Fault> {
+    let hidden = vendor == Maker::Intel && cpu.shadow == Shadow::MovSs;
     if cpu.rflags & rflags::RF != 0 || hidden {
         return None;
     }

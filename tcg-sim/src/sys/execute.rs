@@ -1,7 +1,7 @@
 //! From a decoded instruction to its semantics.
 
 use super::context::Context;
-use super::{Fault, Outcome, SysBus, Vendor};
+use super::{Fault, Maker, Outcome, SysBus};
 use super::{control, far, flags, legacy, misc, msr, near, port, segment, string, syscall, tables};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{CpuState, Shadow, rflags};
@@ -71,7 +71,7 @@ fn dispatch(ctx: &mut Context, max_iterations: u64) -> Result<Outcome, Fault> {
 fn string_instruction(ctx: &mut Context, max_iterations: u64) -> Result<Outcome, Fault> {
     let before = ctx.cpu.rflags;
     let result = string::execute(ctx, max_iterations);
-    if result != Ok(Outcome::Next) && ctx.bus.vendor() == Vendor::Intel {
+    if result != Ok(Outcome::Next) && ctx.bus.vendor() == Maker::Intel {
         ctx.cpu.rflags = before;
     }
     result

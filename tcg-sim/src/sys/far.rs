@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::deliver::push_frame;
 use super::descriptor::{self, Descriptor, Selector, system_type};
-use super::{Fault, Outcome, Vendor};
+use super::{Fault, Maker, Outcome};
 use crate::mmu::is_canonical;
 use iced_x86::{Code, OpKind};
 use machine::state::{Gpr, Seg, Segment, rflags};
@@ -101,7 +101,7 @@ pub(super) fn jump(ctx: &mut Context) -> Result<Outcome, Fault> {
             ..target
         },
     )?;
-    if ctx.bus.vendor() == Vendor::Intel {
+    if ctx.bus.vendor() == Maker::Intel {
         ctx.set_stack_pointer(ctx.gpr(Gpr::Rsp));
     }
     Ok(Outcome::Mode)
@@ -118,7 +118,7 @@ pub(super) fn call(ctx: &mut Context) -> Result<Outcome, Fault> {
     let target = direct_target(ctx, &pointer, descriptor)?;
     let before = ctx.cpu.segs[Seg::Cs as usize];
     let frame = [u64::from(before.selector), ctx.next_rip()];
-    if ctx.bus.vendor() == Vendor::Intel {
+    if ctx.bus.vendor() == Maker::Intel {
         ctx.cpu.segs[Seg::Cs as usize] = target.segment();
     }
     call_target(ctx, &target, pointer.size, frame).inspect_err(|_| {
@@ -387,7 +387,7 @@ pub(super) fn iret(ctx: &mut Context) -> Result<Outcome, Fault> {
 /// The slots of SS and RSP. Intel reads them with the new RFLAGS.AC.
 fn outer_stack(ctx: &mut Context, step: u64, flags: u64) -> Result<(Selector, u64), Fault> {
     let old = ctx.cpu.rflags;
-    if ctx.bus.vendor() == Vendor::Intel {
+    if ctx.bus.vendor() == Maker::Intel {
         ctx.set_flag(rflags::AC, flags & rflags::AC != 0);
     }
     let size = step as usize;

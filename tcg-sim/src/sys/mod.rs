@@ -46,12 +46,14 @@ mod string;
 mod syscall;
 mod tables;
 
-pub use bus::{AccessKind, StringOperand, StringRun, SysBus, Vendor};
+pub use bus::{AccessKind, StringOperand, StringRun, SysBus};
 pub(crate) use control::offered_cr4;
 pub use deliver::deliver;
 pub use execute::{execute, finish_port_read, finish_timestamp, handles};
 pub use fault::{Event, EventKind, Fault, TripleFault, vector};
 pub use fpu::fpu_fault;
+/// Whose rules hold where the two architectures differ (each use says what differs).
+pub use machine::cpuid::Maker;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

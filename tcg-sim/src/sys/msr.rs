@@ -5,20 +5,12 @@
 //! model has no APIC.
 
 use super::context::Context;
-use super::{Fault, Outcome, Vendor};
+use super::{Fault, Outcome};
 use crate::mmu::is_canonical;
 use machine::cpuid::Maker;
+use machine::msr::constant;
 pub use machine::msr::number;
 use machine::state::{Gpr, Msrs, Seg, cr0, efer};
-
-/// Registers that hold one value and accept only that one.
-fn constant(vendor: Vendor, index: u32) -> Option<u64> {
-    let maker = match vendor {
-        Vendor::Intel => Maker::Intel,
-        Vendor::Amd => Maker::Amd,
-    };
-    machine::msr::constant(maker, index)
-}
 
 /// RDMSR.
 pub(super) fn rdmsr(ctx: &mut Context) -> Result<Outcome, Fault> {
@@ -71,7 +63,7 @@ pub(super) fn wrmsr(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-fn write_plain(msrs: &mut Msrs, vendor: Vendor, index: u32, value: u64) -> Result<(), Fault> {
+fn write_plain(msrs: &mut Msrs, vendor: Maker, index: u32, value: u64) -> Result<(), Fault> {
     match index {
         number::STAR => msrs.star = value,
         number::LSTAR => msrs.lstar = canonical(value)?,
@@ -89,10 +81,10 @@ fn write_plain(msrs: &mut Msrs, vendor: Vendor, index: u32, value: u64) -> Resul
 }
 
 /// AMD has 32 bits here, since SYSENTER does not exist in long mode.
-fn sysenter_address(vendor: Vendor, value: u64) -> Result<u64, Fault> {
+fn sysenter_address(vendor: Maker, value: u64) -> Result<u64, Fault> {
     match vendor {
-        Vendor::Amd => Ok(value & 0xffff_ffff),
-        Vendor::Intel => canonical(value),
+        Maker::Amd => Ok(value & 0xffff_ffff),
+        Maker::Intel => canonical(value),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::context::{Context, seg_index};
 use super::descriptor::{self, Descriptor, Selector, system_type};
-use super::{Fault, Outcome, Vendor};
+use super::{Fault, Maker, Outcome};
 use iced_x86::{Mnemonic, Register};
 use machine::state::{Gpr, Seg, Shadow, rflags};
 
@@ -33,7 +33,7 @@ pub(super) fn push(ctx: &mut Context) -> Result<Outcome, Fault> {
     let size = stack_size(ctx);
     let register = seg_index(ctx.instr.op0_register()).ok_or(Fault::UD)?;
     let selector = u64::from(ctx.cpu.segs[register as usize].selector);
-    if size == 4 && ctx.bus.vendor() == Vendor::Intel {
+    if size == 4 && ctx.bus.vendor() == Maker::Intel {
         let place = Context::stack_place(ctx.narrowed(ctx.gpr(Gpr::Rsp).wrapping_sub(4)));
         ctx.store(place, 2, selector)?;
         ctx.set_stack_pointer(place.va);

@@ -5,7 +5,7 @@
 //! operands have inside one page.
 
 use super::context::{Context, Place, mask};
-use super::{Fault, Outcome, StringOperand, StringRun, Vendor, run};
+use super::{Fault, Maker, Outcome, StringOperand, StringRun, run};
 use crate::instrument::Direction;
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -202,7 +202,7 @@ pub(super) fn execute(ctx: &mut Context, max: u64) -> Result<Outcome, Fault> {
         element(ctx, kind, shape)?;
         return Ok(Outcome::Next);
     }
-    if shape.address == 4 && ctx.bus.vendor() == Vendor::Intel {
+    if shape.address == 4 && ctx.bus.vendor() == Maker::Intel {
         shape.truncate(ctx, kind);
     }
     let mut done = 0;
@@ -261,8 +261,8 @@ fn element(ctx: &mut Context, kind: Kind, shape: Shape) -> Result<(), Fault> {
         Kind::Cmps => {
             // Which faults first is not architectural: Intel reads ES:RDI first.
             let early = match ctx.bus.vendor() {
-                Vendor::Intel => Some(ctx.load(destination, size)?),
-                Vendor::Amd => None,
+                Maker::Intel => Some(ctx.load(destination, size)?),
+                Maker::Amd => None,
             };
             let first = ctx.load(source, size)?;
             let second = match early {

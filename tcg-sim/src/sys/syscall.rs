@@ -1,7 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM vol. 2 there; APM vol. 3 and vol. 2, 6.1).
 
 use super::context::Context;
-use super::{Fault, Outcome, Vendor};
+use super::{Fault, Maker, Outcome};
 use crate::mmu::is_canonical;
 use iced_x86::Code;
 use machine::state::{Gpr, Seg, Segment, efer, rflags};
@@ -40,7 +40,7 @@ fn stack_segment(selector: u16, dpl: u16) -> Segment {
 pub(super) fn syscall(ctx: &mut Context) -> Result<Outcome, Fault> {
     let msrs = ctx.cpu.msrs;
     let compat = ctx.is_compat();
-    if msrs.efer & efer::SCE == 0 || compat && ctx.bus.vendor() == Vendor::Intel {
+    if msrs.efer & efer::SCE == 0 || compat && ctx.bus.vendor() == Maker::Intel {
         return Err(Fault::UD);
     }
     let selector = (msrs.star >> 32) as u16 & !3;
@@ -69,13 +69,13 @@ pub(super) fn sysret(ctx: &mut Context) -> Result<Outcome, Fault> {
         false => (ctx.gpr(Gpr::Rcx), ctx.gpr(Gpr::R11)),
     };
     let vendor = ctx.bus.vendor();
-    if vendor == Vendor::Intel && !is_canonical(rip) {
+    if vendor == Maker::Intel && !is_canonical(rip) {
         return Err(Fault::GP0);
     }
     let base = (msrs.star >> 48) as u16;
     let ss_selector = base.wrapping_add(8) | 3;
     let ss = &mut ctx.cpu.segs[Seg::Ss as usize];
-    if vendor == Vendor::Intel {
+    if vendor == Maker::Intel {
         *ss = stack_segment(ss_selector, 3);
     } else {
         ss.selector = ss_selector;
@@ -93,7 +93,7 @@ pub(super) fn sysret(ctx: &mut Context) -> Result<Outcome, Fault> {
 
 /// SYSENTER: #UD on AMD in long mode.
 pub(super) fn sysenter(ctx: &mut Context) -> Result<Outcome, Fault> {
-    if ctx.bus.vendor() == Vendor::Amd {
+    if ctx.bus.vendor() == Maker::Amd {
         return Err(Fault::UD);
     }
     let msrs = ctx.cpu.msrs;
@@ -111,7 +111,7 @@ pub(super) fn sysenter(ctx: &mut Context) -> Result<Outcome, Fault> {
 
 /// SYSEXIT: #UD on AMD in long mode.
 pub(super) fn sysexit(ctx: &mut Context) -> Result<Outcome, Fault> {
-    if ctx.bus.vendor() == Vendor::Amd {
+    if ctx.bus.vendor() == Maker::Amd {
         return Err(Fault::UD);
     }
     let selector = ctx.cpu.msrs.sysenter_cs as u16 & !3;

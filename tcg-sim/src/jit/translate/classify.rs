@@ -4,7 +4,7 @@ use super::special::address_bytes;
 use super::string;
 use crate::jit::mode::Mode;
 use crate::sys;
-use crate::sys::Vendor;
+use crate::sys::Maker;
 use crate::sys::fpu::{self, FpuClass};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
@@ -65,7 +65,7 @@ const EXECUTE: Class = Class::Execute { ends: false };
 const EXECUTE_LAST: Class = Class::Execute { ends: true };
 
 /// Decides how to translate.
-pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Vendor) -> Class {
+pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Maker) -> Class {
     if is_undefined(instruction, vendor)
         || mode.is_compat() && !is_done_in_compat(instruction, mode)
         || odd_segment(instruction, mode).is_some()
@@ -353,11 +353,11 @@ fn is_memory(kind: OpKind) -> bool {
 }
 
 /// Whether the guest gets #UD whatever its privilege.
-pub(crate) fn is_undefined(instruction: &Instruction, vendor: Vendor) -> bool {
+pub(crate) fn is_undefined(instruction: &Instruction, vendor: Maker) -> bool {
     instruction.is_invalid()
         || !executes_natively_or_is_ours(instruction)
         || is_shadow_stack(instruction)
-        || vendor == Vendor::Amd && is_prefetch_of_register(instruction)
+        || vendor == Maker::Amd && is_prefetch_of_register(instruction)
 }
 
 /// CET instructions but those that are NOPs where CET is off, as here.

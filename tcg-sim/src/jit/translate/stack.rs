@@ -8,7 +8,7 @@ use crate::jit::asm::{Host, Mem};
 use crate::jit::block::{MemoryAccess, SiteKind};
 use crate::jit::layout::disp;
 use crate::jit::regs::{GUEST_RSP, Home, T0, T1, home, number};
-use crate::sys::Vendor;
+use crate::sys::Maker;
 use iced_x86::{Instruction, OpKind, Register};
 
 const NEW_TOP: Address = Address {
@@ -228,7 +228,7 @@ impl Translator<'_> {
             self.load_guest(Host::RCX, number(instruction.op0_register()));
             self.asm.store(Mem::env(disp!(scratch0)), Host::RCX);
         }
-        if self.request.cpu.vendor == Vendor::Amd {
+        if self.request.cpu.vendor == Maker::Amd {
             self.check_target();
         }
         self.push_return();

@@ -50,14 +50,14 @@ fn far_transfers_change_the_mode_and_back() {
 
 #[test]
 fn fast_system_calls_are_the_vendors() {
-    for vendor in [Vendor::Amd, Vendor::Intel] {
+    for vendor in [Maker::Amd, Maker::Intel] {
         let mut machine = user32();
         machine.bus.vendor = vendor;
         let msrs = &mut machine.cpu.msrs;
         (msrs.lstar, msrs.cstar) = (HIGH + 0x1000, HIGH + 0x2000);
         (msrs.sysenter_cs, msrs.sysenter_eip) = (u64::from(KERNEL_CS), HIGH + 0x3000);
         msrs.efer |= efer::SCE;
-        let amd = vendor == Vendor::Amd;
+        let amd = vendor == Maker::Amd;
         let undefined = Err(Fault::UD);
         let expected = if amd { Ok(Outcome::Mode) } else { undefined };
         assert_eq!(machine.run(&[0x0f, 0x05]), expected);
@@ -74,7 +74,7 @@ fn fast_system_calls_are_the_vendors() {
 #[test]
 fn sysret_and_sysexit_return_to_32_bit_code() {
     let mut machine = Machine::new();
-    machine.bus.vendor = Vendor::Intel;
+    machine.bus.vendor = Maker::Intel;
     machine.cpu.msrs.efer |= efer::SCE;
     machine.cpu.msrs.star = u64::from(CODE32 | 3) << 48;
     machine.cpu.msrs.sysenter_cs = u64::from(CODE32) - 16;
@@ -83,7 +83,7 @@ fn sysret_and_sysexit_return_to_32_bit_code() {
     machine.set(Gpr::R11, 0x202);
     let mut other = Machine::new();
     other.cpu = machine.cpu.clone();
-    other.bus.vendor = Vendor::Intel;
+    other.bus.vendor = Maker::Intel;
     assert_eq!(machine.run(&[0x0f, 0x07]), Ok(Outcome::Mode));
     assert_eq!(other.run(&[0x0f, 0x35]), Ok(Outcome::Mode));
     assert_eq!((machine.cpu.rip, other.cpu.rip), (0x9000, 0xa000));
@@ -97,7 +97,7 @@ fn sysret_and_sysexit_return_to_32_bit_code() {
 
 #[test]
 fn pushed_selectors_take_two_or_four_bytes() {
-    for (vendor, expected) in [(Vendor::Intel, 0xaaaa_002b), (Vendor::Amd, 0x2b)] {
+    for (vendor, expected) in [(Maker::Intel, 0xaaaa_002b), (Maker::Amd, 0x2b)] {
         let mut machine = user32();
         machine.bus.vendor = vendor;
         machine.cpu.segs[Seg::Ds as usize].selector = USER_DS;

@@ -74,13 +74,13 @@ fn instruction_and_port_breakpoints() {
     cpu.dr[1] = 0x1000;
     cpu.dr7 = 0x408;
     assert_eq!(
-        debug::instruction_breakpoint(&cpu, Vendor::Amd),
+        debug::instruction_breakpoint(&cpu, Maker::Amd),
         Some(Fault::debug(2))
     );
     cpu.shadow = Shadow::MovSs;
-    assert_eq!(debug::instruction_breakpoint(&cpu, Vendor::Intel), None);
+    assert_eq!(debug::instruction_breakpoint(&cpu, Maker::Intel), None);
     cpu.rflags |= rflags::RF;
-    assert_eq!(debug::instruction_breakpoint(&cpu, Vendor::Amd), None);
+    assert_eq!(debug::instruction_breakpoint(&cpu, Maker::Amd), None);
     cpu.dr[1] = 0x60;
     cpu.dr7 |= 0b0110 << 20;
     assert_eq!(debug::port_hits(&cpu, 0x61, 1), 0, "needs CR4.DE");

@@ -7,7 +7,7 @@ mod registers;
 mod strings;
 mod transfers;
 
-use super::{AccessKind, Fault, Outcome, SysBus, Vendor, execute};
+use super::{AccessKind, Fault, Maker, Outcome, SysBus, execute};
 use crate::mmu::{Access, AccessType, Paging, PhysMem, walk};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use machine::cpuid::CpuidTable;
@@ -63,7 +63,7 @@ const DESCRIPTORS: [u64; 16] = [
 struct FlatBus {
     ram: Vec<u8>,
     cpuid: CpuidTable,
-    vendor: Vendor,
+    vendor: Maker,
     /// Whether string instructions get host pointers.
     direct: bool,
 }
@@ -186,7 +186,7 @@ impl SysBus for FlatBus {
     fn cpuid(&self) -> &CpuidTable {
         &self.cpuid
     }
-    fn vendor(&self) -> Vendor {
+    fn vendor(&self) -> Maker {
         self.vendor
     }
 }
@@ -205,7 +205,7 @@ impl Machine {
         let mut bus = FlatBus {
             ram: vec![0; RAM],
             cpuid: CpuidTable::x86_64_v2(),
-            vendor: Vendor::Amd,
+            vendor: Maker::Amd,
             direct: true,
         };
         for (table, next) in [(0x1000, 0x2000), (0x2000, 0x3000), (0x3000, PAGE_TABLE)] {

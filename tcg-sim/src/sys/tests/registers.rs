@@ -256,12 +256,12 @@ fn model_specific_registers() {
     }
     // What kernels touch on one maker's processors only: constants there, #GP on the other's.
     for (number, value, vendor) in [
-        (0x1a0, 1, Vendor::Intel),
-        (0xc001_0010, 0, Vendor::Amd),
-        (0xc001_0015, 0, Vendor::Amd),
-        (0xc001_1029, 2, Vendor::Amd),
+        (0x1a0, 1, Maker::Intel),
+        (0xc001_0010, 0, Maker::Amd),
+        (0xc001_0015, 0, Maker::Amd),
+        (0xc001_1029, 2, Maker::Amd),
     ] {
-        for maker in [Vendor::Intel, Vendor::Amd] {
+        for maker in [Maker::Intel, Maker::Amd] {
             let mut machine = Machine::new();
             machine.bus.vendor = maker;
             let expected = match maker == vendor {

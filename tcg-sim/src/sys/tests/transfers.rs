@@ -1,6 +1,6 @@
 //! Far transfers, IRET, SYSCALL and their kin.
 
-use super::super::Vendor;
+use super::super::Maker;
 use super::*;
 
 const IRETQ: [u8; 2] = [0x48, 0xcf];
@@ -205,8 +205,8 @@ fn syscall_and_sysret() {
 #[test]
 fn sysret_follows_the_vendor() {
     for (vendor, expected) in [
-        (Vendor::Amd, Ok(Outcome::Mode)),
-        (Vendor::Intel, Err(Fault::GP0)),
+        (Maker::Amd, Ok(Outcome::Mode)),
+        (Maker::Intel, Err(Fault::GP0)),
     ] {
         let mut machine = with_star(Machine::new());
         machine.bus.vendor = vendor;
@@ -218,7 +218,7 @@ fn sysret_follows_the_vendor() {
         machine.cpu.segs[Seg::Ss as usize] = Segment::default();
         machine.run(&[0x48, 0x0f, 0x07]).unwrap();
         let ss = machine.cpu.segs[Seg::Ss as usize];
-        assert_eq!((ss.dpl(), ss.present()), (3, vendor == Vendor::Intel));
+        assert_eq!((ss.dpl(), ss.present()), (3, vendor == Maker::Intel));
     }
     assert_eq!(
         with_star(Machine::user()).run(&[0x48, 0x0f, 0x07]),
@@ -236,7 +236,7 @@ fn sysenter_is_undefined_on_amd() {
     machine.cpu.msrs.sysenter_eip = 0x9000;
     machine.cpu.msrs.sysenter_esp = KERNEL_STACK;
     assert_eq!(machine.run(&[0x0f, 0x34]), Err(Fault::UD));
-    machine.bus.vendor = Vendor::Intel;
+    machine.bus.vendor = Maker::Intel;
     machine.run(&[0x0f, 0x34]).unwrap();
     assert_eq!(
         (machine.cpu.rip, machine.get(Gpr::Rsp)),
