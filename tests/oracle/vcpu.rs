@@ -1,12 +1,14 @@
 //! Any `machine::vcpu::Vcpu` as a runner of guests.
 
 use crate::guest::{End, Guest, Outcome, layout};
+use crate::hostile::trial;
 use machine::board::Board;
 use machine::devices::cmos::DEFAULT_START_UNIX_S;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Port, Position, Vector, VirtualNanos};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use std::sync::Arc;
+use tcg_sim::{Engine, EngineOptions};
 
 /// RAM that holds a guest's image.
 pub fn ram_of(guest: &Guest) -> Arc<Ram> {
@@ -14,6 +16,17 @@ pub fn ram_of(guest: &Guest) -> Arc<Ram> {
     ram.write(GuestPhys(0), guest.ram())
         .expect("the image is as large as RAM");
     Arc::new(ram)
+}
+
+/// RAM and an engine for a guest that has not been loaded.
+pub fn engine_for(guest: &Guest, one_instruction_blocks: bool) -> (Arc<Ram>, Engine) {
+    let ram = ram_of(guest);
+    let options = EngineOptions {
+        code_bytes: 4 << 20,
+        one_instruction_blocks,
+    };
+    let engine = Engine::new(ram.clone(), trial::cpuid(), options);
+    (ram, engine.expect("this host runs the engine"))
 }
 
 /// What stands behind the ports of a guest.

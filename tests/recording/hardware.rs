@@ -3,7 +3,7 @@
 //! rotations by one (such a KVM rotates by CL, which leaves another undefined flag).
 
 use super::interrupts;
-use super::programs::DEVICE_WINDOW;
+use super::programs::{DEVICE_WINDOW, self_modifying};
 use super::{DMA_PORT, RANDOM_PORT};
 use crate::guest::{Guest, asm, layout};
 use iced_x86::IcedError;
@@ -65,7 +65,7 @@ impl Kind {
             Self::Windows => windows(&mut a)?,
             Self::Ports => ports(&mut a)?,
             Self::Devices => devices(&mut a)?,
-            Self::SelfModifying => self_modifying(&mut a)?,
+            Self::SelfModifying => self_modifying(&mut a, 200)?,
         }
         asm!(a; jmp(top));
         let code = a.assemble(layout::CODE)?;
@@ -209,21 +209,5 @@ fn devices(a: &mut CodeAssembler) -> Emitted {
         add(rsi, 1040);
         dec(ecx);
         jne(reading));
-    Ok(())
-}
-
-/// Changes the immediate of an instruction that follows in the same page.
-fn self_modifying(a: &mut CodeAssembler) -> Emitted {
-    let (mut patched, mut top) = (a.create_label(), a.create_label());
-    asm!(a;
-        mov(ecx, 200);
-        set_label(&mut top);
-        lea(rdi, qword_ptr(patched));
-        add(dword_ptr(rdi + 1), 0x1234567);
-        set_label(&mut patched);
-        mov(eax, 0x10);
-        add(r11, rax);
-        dec(ecx);
-        jne(top));
     Ok(())
 }

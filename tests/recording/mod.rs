@@ -14,9 +14,11 @@ pub use bus::{DMA_PORT, RANDOM_PORT, TestBus};
 pub use edited::Edited;
 pub use rng::Rng;
 
+use crate::guest::layout;
 use kvm_recorder::{Options, Recorder, Summary};
 use machine::checkpoint::memory::MemoryStore;
 use machine::checkpoint::{CheckpointPages, CheckpointSource};
+use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::state::CpuState;
 use machine::units::Position;
@@ -24,6 +26,7 @@ use machine::vcpu::Vcpu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tcg_sim::replay::{Interval, Limits, Outcome, ReplayVcpu, Report, replay};
+use tcg_sim::{Engine, EngineOptions};
 
 /// What is recorded: how its vCPU is made, and how large its RAM is.
 #[derive(Clone, Copy)]
@@ -32,6 +35,21 @@ pub struct Machine<V> {
     pub vcpu: fn(Arc<Ram>) -> V,
     /// RAM in bytes.
     pub ram_bytes: u64,
+}
+
+/// The engine, on the RAM of the tests' bare-metal guests.
+pub const ON_ENGINE: Machine<Engine> = Machine {
+    vcpu: |ram| engine(ram, false),
+    ram_bytes: layout::RAM_BYTES,
+};
+
+/// An engine whose code memory is small enough to fill up.
+pub fn engine(ram: Arc<Ram>, one_instruction_blocks: bool) -> Engine {
+    let options = EngineOptions {
+        code_bytes: 1 << 20,
+        one_instruction_blocks,
+    };
+    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
 }
 
 /// Records on `vcpu`, which runs on `ram`, where the guest lies.

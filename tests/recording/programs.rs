@@ -219,7 +219,7 @@ impl Builder {
             Piece::Loop => self.counting_loop(a),
             Piece::MemoryLoop => self.memory_loop(a),
             Piece::StringFill | Piece::StringCopy | Piece::StringCompare => self.string(piece, a),
-            Piece::SelfModifying => self.self_modifying(a),
+            Piece::SelfModifying => self_modifying(a, self.number(5)),
             Piece::Remap => self.remap(a),
             Piece::PortRead => self.port_read(a),
             Piece::PortString => self.port_string(a),
@@ -333,23 +333,6 @@ impl Builder {
             (_, 0) => a.repe().cmpsb(),
             (_, _) => a.repne().scasw(),
         }
-    }
-
-    /// Changes the immediate of an instruction that follows in the same page.
-    fn self_modifying(&mut self, a: &mut CodeAssembler) -> Emitted {
-        let (mut patched, rounds) = (a.create_label(), self.number(5));
-        let mut top = a.create_label();
-        asm!(a;
-            mov(ecx, rounds);
-            set_label(&mut top);
-            lea(rdi, qword_ptr(patched));
-            add(dword_ptr(rdi + 1), 0x1234567);
-            set_label(&mut patched);
-            mov(eax, 0x10);
-            add(r11, rax);
-            dec(ecx);
-            jne(top));
-        Ok(())
     }
 
     /// Maps a page to the other of two frames, through the page table, with INVLPG.
@@ -498,4 +481,20 @@ impl Builder {
             loop_(top));
         Ok(())
     }
+}
+
+/// Changes the immediate of an instruction that follows in the same page.
+pub(super) fn self_modifying(a: &mut CodeAssembler, rounds: i32) -> Emitted {
+    let (mut patched, mut top) = (a.create_label(), a.create_label());
+    asm!(a;
+        mov(ecx, rounds);
+        set_label(&mut top);
+        lea(rdi, qword_ptr(patched));
+        add(dword_ptr(rdi + 1), 0x1234567);
+        set_label(&mut patched);
+        mov(eax, 0x10);
+        add(r11, rax);
+        dec(ecx);
+        jne(top));
+    Ok(())
 }

@@ -22,7 +22,21 @@ pub use report::{Report, report};
 
 use crate::guest::{Guest, Outcome};
 use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
 use machine::cpuid::Maker;
+
+/// Code of a case.
+type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Code at CPL 0 or, started there, at CPL 3.
+fn at_level(g: &mut Guest, user: bool, code: Code) -> Result<(), IcedError> {
+    if user {
+        g.start_in_user();
+        g.user_code(code)
+    } else {
+        g.code(code)
+    }
+}
 
 type Build = Box<dyn Fn(&mut Guest) -> Result<(), IcedError> + Send + Sync>;
 

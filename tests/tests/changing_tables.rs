@@ -5,9 +5,8 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use simuboost_tests::guest::{Guest, Outcome, Size, asm, layout as at, pte};
-use simuboost_tests::hostile::{case, random, trial};
+use simuboost_tests::hostile::{case, random};
 use simuboost_tests::oracle::vcpu;
-use tcg_sim::{Engine, EngineOptions};
 
 /// Slot of the root table that leads to the root table.
 const SLOT: u64 = 0x1ed;
@@ -32,12 +31,7 @@ fn guest() -> Guest {
 
 fn run(guest: &Guest) -> [Outcome; 2] {
     [false, true].map(|one_instruction_blocks| {
-        let ram = vcpu::ram_of(guest);
-        let options = EngineOptions {
-            code_bytes: 4 << 20,
-            one_instruction_blocks,
-        };
-        let mut engine = Engine::new(ram.clone(), trial::cpuid(), options).unwrap();
+        let (ram, mut engine) = vcpu::engine_for(guest, one_instruction_blocks);
         vcpu::run(&mut engine, &ram, guest, &mut vcpu::NoPorts)
     })
 }

@@ -6,30 +6,20 @@ use kvm_recorder::{Kicks, Length, Options, Positions, Recorder};
 use machine::checkpoint::memory::MemoryStore;
 use machine::checkpoint::{CheckpointPages, CheckpointSource};
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, InsnClock, VirtualClock};
-use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, Position, VirtualNanos};
 use machine::vcpu::Vcpu;
 use replay_log::{EventPosition, Observation, RecordingId};
 use simuboost_tests::guest::{Guest, layout};
-use simuboost_tests::recording::TestBus;
 use simuboost_tests::recording::faulty::{FaultyEngine, UnloggedDevice};
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
+use simuboost_tests::recording::{TestBus, engine};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tcg_sim::replay::{
     Comparison, FirstDifference, Interval, Limits, Outcome, ReplayVcpu, Report, Side, bisect,
     replay,
 };
-use tcg_sim::{Engine, EngineOptions};
-
-fn engine(ram: Arc<Ram>, one_instruction_blocks: bool) -> Engine {
-    let options = EngineOptions {
-        code_bytes: 1 << 20,
-        one_instruction_blocks,
-    };
-    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
-}
 
 fn options(positions: Positions) -> Options {
     Options {

@@ -6,10 +6,8 @@
 use machine::state::Gpr;
 use machine::vcpu::Vcpu;
 use simuboost_tests::guest::{Guest, Size, asm, layout as at, pte};
-use simuboost_tests::hostile::trial;
 use simuboost_tests::oracle::vcpu;
 use tcg_sim::instrument::Instruments;
-use tcg_sim::{Engine, EngineOptions};
 
 use iced_x86::code_asm::*;
 
@@ -94,12 +92,7 @@ fn what_leads_out_of_the_lower_half_faults_as_on_hardware() {
     for case in CASES {
         let guest = guest(case);
         let counts = [false, true].map(|one_instruction_blocks| {
-            let ram = vcpu::ram_of(&guest);
-            let options = EngineOptions {
-                code_bytes: 4 << 20,
-                one_instruction_blocks,
-            };
-            let mut engine = Engine::new(ram.clone(), trial::cpuid(), options).unwrap();
+            let (ram, mut engine) = vcpu::engine_for(&guest, one_instruction_blocks);
             let instruments = Instruments::none().with_counts();
             engine.set_instruments(instruments.with_memory_trace(Box::new(())));
             let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);

@@ -12,9 +12,7 @@ use machine::state::{CpuState, Shadow, rflags};
 use machine::units::Position;
 use machine::vcpu::{Exit, Vcpu};
 use simuboost_tests::guest::{Guest, asm, layout as at, layout::sel};
-use simuboost_tests::hostile::trial;
 use simuboost_tests::oracle::vcpu;
-use tcg_sim::{Engine, EngineOptions};
 
 const DATA: u64 = at::DATA + 0x100;
 /// MOV RBX, imm64 and MOV SS, [RBX] end here.
@@ -95,23 +93,10 @@ fn guest(case: &Case) -> Guest {
     guest
 }
 
-fn engine(
-    guest: &Guest,
-    one_instruction_blocks: bool,
-) -> (std::sync::Arc<machine::ram::Ram>, Engine) {
-    let ram = vcpu::ram_of(guest);
-    let options = EngineOptions {
-        code_bytes: 4 << 20,
-        one_instruction_blocks,
-    };
-    let engine = Engine::new(ram.clone(), trial::cpuid(), options).unwrap();
-    (ram, engine)
-}
-
 /// The guest at the boundary behind MOV SS, through the saved form.
 fn behind_mov_ss(case: &Case, one: bool) -> (Guest, CpuState) {
     let mut guest = guest(case);
-    let (_, mut engine) = engine(&guest, one);
+    let (_, mut engine) = vcpu::engine_for(&guest, one);
     engine.load(&guest.state, Position::default()).unwrap();
     assert_eq!(engine.run(Some(Position::at(2))).unwrap(), Exit::Reached);
     let mut state = engine.save().unwrap();
@@ -133,7 +118,7 @@ fn mov_ss_holds_a_data_breakpoint_back() {
         for one in [false, true] {
             let (guest, state) = behind_mov_ss(case, one);
             assert_eq!(guest.state, state);
-            let (ram, mut engine) = engine(&guest, one);
+            let (ram, mut engine) = vcpu::engine_for(&guest, one);
             let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
             let events: Vec<_> = outcome
                 .events

@@ -17,18 +17,7 @@ use simuboost_tests::hostile::image::{Bytes, Image, build, load_code};
 use simuboost_tests::hostile::trial::{self, Ending, Plan};
 use simuboost_tests::hostile::{guards::Guards, random};
 use simuboost_tests::oracle::vcpu;
-use std::sync::Arc;
 use tcg_sim::{Engine, EngineOptions};
-
-fn engine_for(guest: &Guest, one_instruction_blocks: bool) -> (Arc<Ram>, Engine) {
-    let ram = vcpu::ram_of(guest);
-    let options = EngineOptions {
-        code_bytes: 4 << 20,
-        one_instruction_blocks,
-    };
-    let engine = Engine::new(ram.clone(), trial::cpuid(), options).unwrap();
-    (ram, engine)
-}
 
 fn hostile_image(seed: u64) -> Image {
     let input = random::input(seed);
@@ -131,7 +120,7 @@ fn e1_exact_state_in_fault_frames() {
                 guest.state.rflags = flags;
                 let [first, second, after] = natively(code, rax_before, rcx_before, flags);
                 for one in [false, true] {
-                    let (ram, mut engine) = engine_for(&guest, one);
+                    let (ram, mut engine) = vcpu::engine_for(&guest, one);
                     let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
                     let event = outcome.events[0];
                     let seen = [
@@ -182,7 +171,7 @@ fn edges() {
         })
         .unwrap();
     for one in [false, true] {
-        let (ram, mut engine) = engine_for(&guest, one);
+        let (ram, mut engine) = vcpu::engine_for(&guest, one);
         let guards = Guards::around(&ram);
         let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
         assert_eq!(outcome.end, End::Finished);
@@ -211,7 +200,7 @@ fn e2_the_gate_saves_the_guests_fpu() {
         })
         .unwrap();
     guest.actions(&[Action::Resume; 50]);
-    let (ram, mut engine) = engine_for(&guest, false);
+    let (ram, mut engine) = vcpu::engine_for(&guest, false);
     vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
     let state = engine.save().unwrap();
     assert_eq!(state.fpu.xmm, guest.state.fpu.xmm);
@@ -266,7 +255,7 @@ fn snapshot(ram: &Ram, engine: &mut Engine) -> (CpuState, Vec<u8>) {
 #[test]
 fn e3_exact_position_at_every_step_and_iteration() {
     let guest = eventful().unwrap();
-    let (ram, mut walker) = engine_for(&guest, true);
+    let (ram, mut walker) = vcpu::engine_for(&guest, true);
     walker.load(&guest.state, Position::at(0)).unwrap();
     let mut inside_rep = 0;
     let mut position = Position::at(0);
@@ -281,7 +270,7 @@ fn e3_exact_position_at_every_step_and_iteration() {
         inside_rep += u64::from(here.rep_iterations != 0);
         let stepped = snapshot(&ram, &mut walker);
         // Straight to the same position, in normal blocks.
-        let (other_ram, mut straight) = engine_for(&guest, false);
+        let (other_ram, mut straight) = vcpu::engine_for(&guest, false);
         straight.load(&guest.state, Position::at(0)).unwrap();
         assert!(run_to(&mut straight, here));
         assert_eq!(straight.position(), Some(here));
@@ -352,7 +341,7 @@ fn e5_code_is_translated_once_for_all_addresses() {
                 Ok(())
             })
             .unwrap();
-        let (ram, mut engine) = engine_for(&guest, false);
+        let (ram, mut engine) = vcpu::engine_for(&guest, false);
         let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
         assert_eq!(outcome.last.unwrap().gpr[Gpr::Rax as usize], 45);
         engine.counters().translated
@@ -373,7 +362,7 @@ fn e6_guest_misbehaviour_is_a_value() {
     ] {
         let mut guest = Guest::new();
         guest.code(|a| a.db(bytes)).unwrap();
-        let (ram, mut engine) = engine_for(&guest, false);
+        let (ram, mut engine) = vcpu::engine_for(&guest, false);
         let outcome = vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
         assert_eq!(outcome.events[0].vector, 6, "{bytes:02x?}");
     }
@@ -439,7 +428,7 @@ fn e7_only_accesses_set_accessed_bits() {
         })
         .unwrap();
     for one in [false, true] {
-        let (ram, mut engine) = engine_for(&guest, one);
+        let (ram, mut engine) = vcpu::engine_for(&guest, one);
         vcpu::run(&mut engine, &ram, &guest, &mut vcpu::NoPorts);
         let accessed = slots.map(|slot| {
             let mut entry = [0; 8];

@@ -12,23 +12,9 @@ use replay_log::RecordingId;
 use simuboost_tests::guest::layout;
 use simuboost_tests::oracle::kvm::host;
 use simuboost_tests::recording::hardware::Kind;
-use simuboost_tests::recording::{Machine, TestBus, record};
+use simuboost_tests::recording::{ON_ENGINE, TestBus, record};
 use std::ops::Range;
 use std::sync::Arc;
-use tcg_sim::{Engine, EngineOptions};
-
-const MACHINE: Machine<Engine> = Machine {
-    vcpu: engine,
-    ram_bytes: layout::RAM_BYTES,
-};
-
-fn engine(ram: Arc<Ram>) -> Engine {
-    let options = EngineOptions {
-        code_bytes: 1 << 20,
-        ..EngineOptions::default()
-    };
-    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
-}
 
 /// Where the device writes: few pages, so that landmarks hold the hash of each page that was written.
 const WINDOW: Range<u64> = layout::FREE..layout::FREE + 0x10000;
@@ -57,7 +43,7 @@ fn recorded(host: &Host, kind: Kind) -> (MemoryStore, Summary) {
 /// Records the guest and proves every interval; how many positions the log has.
 fn verified(host: &Host, kind: Kind) -> u64 {
     let (store, summary) = recorded(host, kind);
-    let reports = MACHINE.verify(store, &format!("{kind:?}"));
+    let reports = ON_ENGINE.verify(store, &format!("{kind:?}"));
     let steps: u64 = reports.iter().map(|report| report.steps.0).sum();
     let backtracks: u64 = reports.iter().map(|report| report.search.backtracks).sum();
     let positions = summary.positions;

@@ -1,16 +1,15 @@
 //! Finding a state at full speed finds what stepping finds.
 
-use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::state::{CpuState, rflags};
 use machine::units::{Gfn, PAGE_BYTES, Position};
 use machine::vcpu::{Exit, Vcpu};
 use simuboost_tests::guest::layout;
-use simuboost_tests::recording::Rng;
 use simuboost_tests::recording::programs::Program;
+use simuboost_tests::recording::{Rng, engine};
 use std::sync::Arc;
+use tcg_sim::Engine;
 use tcg_sim::replay::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
-use tcg_sim::{Engine, EngineOptions};
 
 const STEPS: u64 = 6_000;
 
@@ -25,12 +24,7 @@ impl Guest {
     fn new(program: &Program) -> Self {
         let ram = Arc::new(Ram::new(layout::RAM_BYTES).expect("test RAM is small"));
         let start = program.load(&ram);
-        let options = EngineOptions {
-            code_bytes: 1 << 20,
-            ..EngineOptions::default()
-        };
-        let mut engine = Engine::new(ram.clone(), CpuidTable::x86_64_v2(), options)
-            .expect("this host runs the engine");
+        let mut engine = engine(ram.clone(), false);
         engine
             .load(&start, Position::default())
             .expect("the start state is valid");

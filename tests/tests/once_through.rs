@@ -5,32 +5,16 @@ use kvm_recorder::{Kicks, Length, Options, Positions, Summary};
 use machine::checkpoint::CheckpointSource;
 use machine::checkpoint::memory::MemoryStore;
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, HostClock, InsnClock, VirtualClock};
-use machine::cpuid::CpuidTable;
-use machine::ram::Ram;
 use machine::units::{Gfn, GuestPhys, VirtualNanos};
 use replay_log::{
     Async, Content, Effect, Event, EventPosition, Observation, Read, ReadSource, RecordingId,
 };
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
-use simuboost_tests::recording::{Edited, Machine, TestBus};
+use simuboost_tests::recording::{Edited, ON_ENGINE, TestBus};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tcg_sim::replay::{Divergence, Interval, Outcome, Report};
-use tcg_sim::{Engine, EngineOptions};
-
-const MACHINE: Machine<Engine> = Machine {
-    vcpu: engine,
-    ram_bytes: layout::RAM_BYTES,
-};
-
-fn engine(ram: Arc<Ram>) -> Engine {
-    let options = EngineOptions {
-        code_bytes: 1 << 20,
-        ..EngineOptions::default()
-    };
-    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
-}
 
 fn insn_clock() -> VirtualClock {
     VirtualClock::Insn(InsnClock::new(DEFAULT_STEPS_PER_SECOND))
@@ -49,7 +33,7 @@ fn random_kicks(seed: u64) -> Positions {
 
 fn record(program: &Program, seed: u64, options: Options) -> (MemoryStore, Summary) {
     let bus = TestBus::new(layout::RAM_BYTES, seed, DEVICE_WINDOW, 23_000);
-    MACHINE.record(bus, options, |ram| program.load(ram))
+    ON_ENGINE.record(bus, options, |ram| program.load(ram))
 }
 
 fn options(clock: VirtualClock, positions: Positions, interval: Length) -> Options {
@@ -99,9 +83,9 @@ fn everything_verifies<const N: usize>(rows: [(VirtualClock, Positions, u64); N]
         assert!(summary.intervals > 1, "{what}: {summary:?}");
         assert!(summary.events.interrupts > 10, "{what}: {summary:?}");
         assert!(summary.events.writes > 10, "{what}: {summary:?}");
-        let serial = MACHINE.verify(store.clone(), &what);
+        let serial = ON_ENGINE.verify(store.clone(), &what);
         let source: Arc<dyn CheckpointSource> = Arc::new(store);
-        let mut parallel = MACHINE.replay_in_parallel(&source, 4);
+        let mut parallel = ON_ENGINE.replay_in_parallel(&source, 4);
         assert_verified(&parallel, &what);
         parallel.reverse();
         assert_eq!(serial, parallel, "{what}");
@@ -130,7 +114,7 @@ fn random_guest(seed: u64) -> (Summary, Vec<Report>) {
         ..options(insn_clock(), positions, interval)
     };
     let (store, summary) = record(&program, seed, options);
-    let reports = MACHINE.verify(store, &format!("guest {seed}"));
+    let reports = ON_ENGINE.verify(store, &format!("guest {seed}"));
     (summary, reports)
 }
 
@@ -241,7 +225,7 @@ fn divergence(report: Report) -> Divergence {
 
 fn replay_edited(edited: Edited) -> Divergence {
     let source: Arc<dyn CheckpointSource> = Arc::new(edited);
-    divergence(MACHINE.replay(&source, DAMAGED))
+    divergence(ON_ENGINE.replay(&source, DAMAGED))
 }
 
 #[test]
@@ -344,7 +328,7 @@ fn with_event(
     let source: Arc<dyn CheckpointSource> = Arc::new(store.clone());
     (
         index,
-        divergence(MACHINE.replay_interval(&source, &interval)),
+        divergence(ON_ENGINE.replay_interval(&source, &interval)),
     )
 }
 
@@ -438,10 +422,10 @@ fn positions_that_a_replay_found_need_no_search_the_next_time() {
     let source: Arc<dyn CheckpointSource> = Arc::new(store);
     for number in 0..source.checkpoints().unwrap() - 1 {
         let interval = Interval::load(&*source, number).unwrap();
-        let searched = MACHINE.replay_interval(&source, &interval);
+        let searched = ON_ENGINE.replay_interval(&source, &interval);
         assert_verified(std::slice::from_ref(&searched), "searched");
         let counted = interval.with_positions(&searched.resolved);
-        let again = MACHINE.replay_interval(&source, &counted);
+        let again = ON_ENGINE.replay_interval(&source, &counted);
         assert_verified(std::slice::from_ref(&again), "with positions");
         assert_eq!(again.search, Default::default());
         assert_eq!(again.resolved, searched.resolved);

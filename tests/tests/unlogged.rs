@@ -4,30 +4,16 @@ use kvm_recorder::{Length, Options, Positions, Recorder};
 use machine::checkpoint::CheckpointSource;
 use machine::checkpoint::memory::MemoryStore;
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, InsnClock, VirtualClock};
-use machine::cpuid::CpuidTable;
 use machine::ram::Ram;
 use machine::units::Position;
 use machine::vcpu::{Exit, Vcpu, VcpuError, VcpuLayer};
 use replay_log::RecordingId;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
-use simuboost_tests::recording::{Machine, RANDOM_PORT, TestBus};
+use simuboost_tests::recording::{ON_ENGINE, RANDOM_PORT, TestBus, engine};
 use std::sync::Arc;
+use tcg_sim::Engine;
 use tcg_sim::replay::Outcome;
-use tcg_sim::{Engine, EngineOptions};
-
-const MACHINE: Machine<Engine> = Machine {
-    vcpu: engine,
-    ram_bytes: layout::RAM_BYTES,
-};
-
-fn engine(ram: Arc<Ram>) -> Engine {
-    let options = EngineOptions {
-        code_bytes: 1 << 20,
-        ..EngineOptions::default()
-    };
-    Engine::new(ram, CpuidTable::x86_64_v2(), options).expect("this host runs the engine")
-}
 
 /// An engine that gives the guest another answer than the device with random numbers did, once.
 struct Liar {
@@ -72,7 +58,7 @@ fn record(lie_at: u64) -> (MemoryStore, Option<Position>) {
     let start = Program::everything(60).load(&ram);
     let lied = Arc::default();
     let mut vcpu = Liar {
-        engine: engine(ram.clone()),
+        engine: engine(ram.clone(), false),
         reads: 0,
         random: false,
         lie_at,
@@ -108,7 +94,7 @@ fn an_answer_that_is_not_in_the_log_is_found_in_its_interval() {
         let guilty = lied.map(|position| position.steps.0 / 10_000);
         lies += u64::from(guilty.is_some());
         for number in 0..intervals {
-            let report = MACHINE.replay(&source, number);
+            let report = ON_ENGINE.replay(&source, number);
             let diverged = matches!(report.outcome, Outcome::Diverged(_));
             let innocent = Some(number) != guilty;
             assert!(!(diverged && innocent), "lie {lie_at}, interval {number}");

@@ -5,23 +5,7 @@ mod escalation;
 mod stacks;
 mod vectors;
 
-use super::{Case, Suite};
-use crate::guest::Guest;
-use iced_x86::IcedError;
-use iced_x86::code_asm::CodeAssembler;
-
-/// Code of a case.
-type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-
-/// Code at CPL 0 or, started there, at CPL 3.
-fn at_level(g: &mut Guest, user: bool, code: Code) -> Result<(), IcedError> {
-    if user {
-        g.start_in_user();
-        g.user_code(code)
-    } else {
-        g.code(code)
-    }
-}
+use super::{Case, Code, Suite, at_level};
 
 /// `cpl3` or `cpl0`.
 fn level(user: bool) -> &'static str {

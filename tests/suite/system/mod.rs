@@ -8,22 +8,7 @@ mod ports;
 mod privileged;
 mod units;
 
-use super::{Case, Suite};
-use crate::guest::Guest;
-use iced_x86::IcedError;
-use iced_x86::code_asm::CodeAssembler;
-
-/// Code of a case.
-type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-
-fn at_level(g: &mut Guest, user: bool, code: Code) -> Result<(), IcedError> {
-    if user {
-        g.start_in_user();
-        g.user_code(code)
-    } else {
-        g.code(code)
-    }
-}
+use super::{Case, Code, Suite, at_level};
 
 /// The suite.
 pub fn suite() -> Suite {
