@@ -268,3 +268,25 @@ fn a_flipped_byte_in_the_catalogue_changes_no_statistics() {
         }
     }
 }
+
+/// A rebuild of an undamaged index publishes the very file that is there already, so the same packs
+/// lead to the key of the damaged file: the damage must go all the same.
+#[test]
+fn a_damaged_index_is_replaced_under_its_own_name() {
+    let scene = scene();
+    let open = || Repository::open(&scene.root).unwrap();
+    open().rebuild_index(&Silent).unwrap();
+    let place = scene.root.join("index");
+    let [file] = &files(&place)[..] else {
+        panic!("a rebuilt index of few packs is one file");
+    };
+    let path = place.join(file);
+    let good = fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&path, &bad).unwrap();
+    assert!(!check_at(&scene.root).is_clean());
+    open().rebuild_index(&Silent).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), good);
+    assert!(check_at(&scene.root).is_clean());
+}

@@ -5,7 +5,7 @@
 use crate::backend::Backend;
 use crate::codec::squeeze::{squeeze, unsqueeze};
 use crate::envelope::{INDEX, open, seal};
-use crate::error::{Error, FormatError};
+use crate::error::{BackendError, Error, FormatError};
 use crate::id::{PackId, prefix};
 use crate::pack::Directory;
 use crate::wire::{Input, Output};
@@ -27,6 +27,9 @@ fn key(sealed: &[u8]) -> String {
 }
 
 /// Publishes a segment. Returns its key.
+///
+/// The key is a hash of what is published, so a different file under it is a damaged one: making the
+/// index anew from the same packs arrives at the same key, and the damage must not survive that.
 pub(crate) fn publish(backend: &dyn Backend, packs: &[Covered]) -> Result<String, Error> {
     let mut tables = Vec::new();
     let mut fingerprints = Vec::new();
@@ -47,8 +50,20 @@ pub(crate) fn publish(backend: &dyn Backend, packs: &[Covered]) -> Result<String
     body.extend_from_slice(&fingerprints);
     let sealed = seal(&INDEX, &body);
     let key = key(&sealed);
-    backend.put_if_absent(&key, &sealed)?;
+    if !backend.put_if_absent(&key, &sealed)? && !holds(backend, &key, &sealed)? {
+        backend.delete(&key)?;
+        backend.put_if_absent(&key, &sealed)?;
+    }
     Ok(key)
+}
+
+fn holds(backend: &dyn Backend, key: &str, bytes: &[u8]) -> Result<bool, BackendError> {
+    match backend.get_all(key) {
+        Ok(found) => Ok(found == bytes),
+        // Collected by somebody else since.
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Decodes a segment.

@@ -33,8 +33,8 @@ impl Repository {
             }
         }
         let mut mover = Mover::new(&self.store);
-        for meta in &known {
-            report(progress, "rewriting packs", 0, known.len())?;
+        for (done, meta) in known.iter().enumerate() {
+            report(progress, "rewriting packs", done, known.len())?;
             self.salvage(meta, &elsewhere, &mut mover)?;
         }
         mover.finish()?;
