@@ -63,6 +63,9 @@ pub(super) fn find(run: *const u8, other: Other, elements: Elements, equal: bool
     }
 }
 
+/// As many elements are looked at together, in vectors.
+const STRIDE: usize = 32;
+
 fn find_sized<T: Copy + Eq>(
     run: *const u8,
     other: Other,
@@ -70,37 +73,43 @@ fn find_sized<T: Copy + Eq>(
     equal: bool,
     narrow: impl Fn(u64) -> T,
 ) -> Option<usize> {
-    let get = |run: *const u8, index| {
-        // SAFETY: `host_run` vouches for count * size readable bytes, and `find_index` stays inside them.
-        unsafe { run.cast::<T>().add(index).read_unaligned() }
-    };
-    match other {
-        Other::Run(other) => find_index(elements, |index| {
-            (get(run, index) == get(other, index)) == equal
-        }),
-        Other::Value(value) => {
-            let value = narrow(value);
-            find_index(elements, |index| (get(run, index) == value) == equal)
-        }
-    }
-}
-
-/// The first index in the order of processing whose element (numbered from the lowest address) is
-/// `wanted`.
-fn find_index(elements: Elements, wanted: impl Fn(usize) -> bool) -> Option<usize> {
-    /// As many are looked at together, which the compiler does with vectors.
-    const STRIDE: usize = 32;
     let count = elements.count;
+    let wanted = |index: usize| {
+        // SAFETY: `host_run` vouches for `count` readable elements of each run, and `index` is below.
+        let get = |run: *const u8| unsafe { run.cast::<T>().add(index).read_unaligned() };
+        let other = match other {
+            Other::Run(other) => get(other),
+            Other::Value(value) => narrow(value),
+        };
+        (get(run) == other) == equal
+    };
     if elements.backward {
         return (0..count).find(|index| wanted(count - 1 - index));
     }
-    let mut start = 0;
-    while count - start >= STRIDE
-        && !(start..start + STRIDE).fold(false, |any, index| any | wanted(index))
-    {
-        start += STRIDE;
-    }
-    (start..count).find(|index| wanted(*index))
+    let any_wanted = |stride: &usize| {
+        // SAFETY: as above, of all elements of a whole stride.
+        let get =
+            |run: *const u8| unsafe { run.cast::<[T; STRIDE]>().add(*stride).read_unaligned() };
+        let others = match other {
+            Other::Run(other) => get(other),
+            Other::Value(value) => [narrow(value); STRIDE],
+        };
+        match count_equal(&get(run), &others) {
+            0 => !equal,
+            STRIDE => equal,
+            _ => true,
+        }
+    };
+    let strides = count / STRIDE;
+    let first = (0..strides).find(any_wanted).unwrap_or(strides);
+    (first * STRIDE..count).find(|index| wanted(*index))
+}
+
+/// Not inlined: alone the loop becomes vector code, inside its callers it did not.
+#[inline(never)]
+fn count_equal<T: Copy + Eq>(a: &[T; STRIDE], b: &[T; STRIDE]) -> usize {
+    let equal = a.iter().zip(b).map(|(a, b)| u8::from(a == b));
+    equal.sum::<u8>().into()
 }
 
 fn store(run: *mut u8, index: usize, elements: Elements, value: u64) {
