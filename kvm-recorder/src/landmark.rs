@@ -239,6 +239,6 @@ mod tests {
         let is_table = |fact: &Fingerprint| matches!(fact, Fingerprint::Table { .. });
         assert_eq!(facts.iter().filter(|fact| is_table(fact)).count(), 40);
         let is_word = |fact: &Fingerprint| matches!(fact, Fingerprint::Word { .. });
-        assert!(!facts.iter().any(|fact| is_word(fact)));
+        assert!(!facts.iter().any(is_word));
     }
 }
