@@ -196,7 +196,7 @@ impl<V: Vcpu> Guest<V> {
             let bitness = if state.segs[1].long_mode() { 64 } else { 32 };
             let bytes = self.code_at(rip);
             let instruction = Decoder::with_ip(bitness, &bytes, rip, decoder_options()).decode();
-            let vector = bitness == 64 && is_vector_encoding(&bytes);
+            let vector = is_vector_encoding(&bytes, bitness);
             if !bytes.is_empty() && (vector || !instruction_allowed(&instruction)) {
                 return true;
             }

@@ -91,7 +91,7 @@ impl Item {
             fixed: true,
             enter_at: None,
         };
-        let vector = is_vector_encoding(&item.bytes);
+        let vector = is_vector_encoding(&item.bytes, 64);
         (length_fits && harmless && !vector && item.is_allowed()).then_some(item)
     }
 

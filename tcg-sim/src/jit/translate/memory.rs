@@ -1,7 +1,7 @@
 //! Linear addresses and the inline TLB check.
 
 use super::special::{address_bytes, is_narrow, segment_base};
-use super::{Tail, Translator};
+use super::{Tail, Translator, odd_segment};
 use crate::jit::asm::{Host, Mem, Patch};
 use crate::jit::block::MemoryAccess;
 use crate::jit::layout::{disp, slot_disp, slot_mask_disp, tlb_disp};
@@ -175,6 +175,11 @@ impl Translator<'_> {
             Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
             _ => self.check_table(address, access),
         }
+    }
+
+    /// Whether the instruction accesses memory through an odd segment: only Rust knows what comes of it.
+    pub(super) fn is_odd(&self, instruction: &Instruction) -> bool {
+        odd_segment(instruction, self.request.key.mode).is_some()
     }
 
     /// As [`Self::check`], always on the slow path.
