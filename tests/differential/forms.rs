@@ -8,6 +8,7 @@ use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderError, EncodingKind, Instruction, Mnemonic,
     OpCodeOperandKind,
 };
+use std::sync::LazyLock;
 
 /// CPUID features of the model x86-64-v2, in the decoder's names. `LZCNT` and `BMI1` stand for the
 /// legacy encodings of LZCNT and TZCNT, which hardware executes whatever the table says, the CET one
@@ -133,8 +134,19 @@ pub enum Kind {
     Terminal,
 }
 
+/// What is known of a form, and asked often.
+static FACTS: LazyLock<Vec<(bool, Kind)>> = LazyLock::new(|| {
+    Code::values()
+        .map(|code| (find_allowed(code), find_kind(code)))
+        .collect()
+});
+
 /// Whether a decoded or planned form may be executed by a sequence.
 pub fn allowed(code: Code) -> bool {
+    FACTS[code as usize].0
+}
+
+fn find_allowed(code: Code) -> bool {
     let op = code.op_code();
     op.is_instruction()
         && op.mode64()
@@ -176,6 +188,10 @@ pub fn is_undefined(bytes: &[u8; 15], bitness: u32) -> bool {
 
 /// How a sequence uses an allowed form.
 pub fn kind(code: Code) -> Kind {
+    FACTS[code as usize].1
+}
+
+fn find_kind(code: Code) -> Kind {
     let op = code.op_code();
     match code.mnemonic() {
         Mnemonic::Ret => Kind::Indirect,

@@ -15,7 +15,7 @@ use std::path::Path;
 use tcg_sim::Engine;
 
 fn native(images: &Images) -> NativeCpu {
-    NativeCpu::new(BATCH, images.constant()).expect("sequences run natively")
+    NativeCpu::new(BATCH, images).expect("sequences run natively")
 }
 
 fn native_engine() -> Fuzzer<NativeCpu, GuestSide<Engine>> {
@@ -58,8 +58,8 @@ fn the_engine_does_what_the_host_cpu_does() {
 fn two_native_runs_of_a_sequence_end_alike() {
     let images = Images::default();
     let first = native(&images);
-    let second = NativeCpu::on_cpu(first.cpu_number(), BATCH, images.constant())
-        .expect("sequences run natively");
+    let second =
+        NativeCpu::on_cpu(first.cpu_number(), BATCH, &images).expect("sequences run natively");
     assert_alike(Fuzzer::new(images, first, second), 0..3_000);
 }
 
