@@ -126,8 +126,15 @@ impl Translator<'_> {
             (_, None) => None,
         };
         let index = self.index_register(instruction);
-        let disp = (displacement as i32).wrapping_add(extra);
+        let displacement = displacement as i32;
+        let (disp, rest) = match displacement.checked_add(extra) {
+            Some(sum) => (sum, 0),
+            None => (displacement, extra),
+        };
         self.lea_sized(to, Mem { base, index, disp }, narrow);
+        if rest != 0 {
+            self.lea_sized(to, Mem::base(to, rest), narrow);
+        }
         if address_bytes(instruction) == 2 {
             self.asm.movzx16(to, to);
         }
