@@ -337,18 +337,19 @@ fn traces_of_random_sequences_are_the_same_in_both_modes() {
     });
     let mut generator = Generator::default();
     let (mut compared, mut accesses) = (0, 0);
-    let mut memory = Box::new([0; IMAGE_BYTES]);
+    let mut memories = [(); 2].map(|()| Box::new([0; IMAGE_BYTES]));
     for seed in 0..sequences() {
         let case = generator.case(seed);
         let mut traces = Vec::new();
-        for side in &mut sides {
+        for (side, memory) in sides.iter_mut().zip(&mut memories) {
             let chunks = Arc::new(Mutex::new(Vec::new()));
             let instruments = Instruments::none()
                 .with_counts()
                 .with_memory_trace(Box::new(chunks.clone()));
             side.vcpu().set_instruments(instruments);
-            case.fill(&images, &mut memory);
-            let ended = side.run(&case, &mut memory);
+            let reset = side.reset(&case, &images, memory);
+            reset.expect("the image is in RAM");
+            let ended = side.run(&case, memory);
             let engine = side.vcpu();
             if ended.is_err() {
                 // An instruction that the engine does not know ends the case in both modes.
