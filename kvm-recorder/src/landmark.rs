@@ -15,7 +15,7 @@ const HASHED_PAGES: u64 = 16;
 /// As many on hardware, where steps have no numbers with which a wrong match would be noticed sooner.
 const HASHED_PAGES_ON_HARDWARE: u64 = 64;
 
-/// Otherwise, this many of them are watched for words that change.
+/// This many of them are watched for words that change.
 const WATCHED_PAGES: usize = 8;
 
 /// Words taken from each.
@@ -80,20 +80,19 @@ impl Sampler {
             false => HASHED_PAGES,
         };
         if written.count() <= hashed {
-            let others = written.iter().filter(|gfn| stack != Some(*gfn));
-            // The stack is no page table; any other page may be one.
-            facts.extend(others.map(|gfn| match self.early_bits {
-                true => Fingerprint::Table {
-                    gfn,
-                    hash: digest::table_hash(&ram.page(gfn)),
-                },
-                false => page(gfn),
-            }));
-        } else {
-            self.watched
-                .retain_mut(|watched| words(ram, watched, &mut facts));
-            self.watch_more(ram, &written);
+            for gfn in written.iter().filter(|gfn| stack != Some(*gfn)) {
+                facts.push(page(gfn));
+                // The stack is no page table; any other page may be one.
+                if self.early_bits {
+                    let hash = digest::table_hash(&ram.page(gfn));
+                    facts.push(Fingerprint::Table { gfn, hash });
+                }
+            }
         }
+        // What changes is looked at first: in a loop whose registers repeat, at every round.
+        self.watched
+            .retain_mut(|watched| words(ram, watched, &mut facts));
+        self.watch_more(ram, &written);
         facts
     }
 

@@ -5,6 +5,7 @@ mod edited;
 pub mod faulty;
 pub mod hardware;
 mod interrupts;
+pub mod like_hardware;
 pub mod linux;
 pub mod programs;
 mod rng;
@@ -104,7 +105,8 @@ impl<V: ReplayVcpu> Machine<V> {
         let ram = Arc::new(Ram::lazy(self.ram_bytes, Arc::new(pages)).expect("RAM is small"));
         let mut vcpu = (self.vcpu)(ram.clone());
         let limits = Limits {
-            max_steps: 2_000_000,
+            // User code runs at native speed also where kernel code is emulated.
+            max_steps: 2_000_000_000,
             max_backtracks: 200,
             ..Limits::default()
         };
