@@ -5,6 +5,7 @@ mod edited;
 pub mod faulty;
 pub mod hardware;
 mod interrupts;
+pub mod like_hardware;
 pub mod linux;
 pub mod programs;
 mod rng;
@@ -101,7 +102,8 @@ impl<V: ReplayVcpu> Machine<V> {
         interval: &Interval,
     ) -> Report {
         let limits = Limits {
-            max_steps: 2_000_000,
+            // User code runs at native speed also where kernel code is emulated.
+            max_steps: 2_000_000_000,
             max_backtracks: 200,
             ..Limits::default()
         };
