@@ -6,30 +6,32 @@ use machine::ram::{FrameBits, PageBytes, Ram};
 use machine::state::{CpuState, Gpr};
 use machine::units::{Gfn, GuestPhys};
 use replay_log::{Fingerprint, IoSteps, Landmark, digest};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// If at most this many pages were written since the last checkpoint, all are hashed: together with
-/// the registers that is the whole state, and the first match is then right.
-const HASHED_PAGES: u64 = 16;
+/// the registers that is the whole state, and the first match is then right. If more were, as many
+/// of those that changed since the last landmark.
+const HASHED_PAGES: usize = 64;
 
-/// As many on hardware, where steps have no numbers with which a wrong match would be noticed sooner.
-const HASHED_PAGES_ON_HARDWARE: u64 = 64;
+/// So many pages are compared with what they were at the last landmark.
+const WATCHED_PAGES: usize = 256;
 
-/// Otherwise, this many of them are watched for words that change.
-const WATCHED_PAGES: usize = 8;
+/// If more than those were written, so many that were not looked at before are, from each landmark to
+/// the next, in place of those that do not change.
+const WATCHED_ANEW: usize = 16;
+
+/// Pages of which words are taken too: a replay that comes by with the right registers compares those
+/// before it hashes anything.
+const PAGES_WITH_WORDS: usize = 32;
 
 /// Words taken from each.
 const WORDS_PER_PAGE: usize = 2;
 
-struct Watched {
-    gfn: Gfn,
-    content: Box<PageBytes>,
-}
-
 /// Takes landmarks. Keeps samples of pages between them to find words that change.
 #[derive(Default)]
 pub(crate) struct Sampler {
-    watched: Vec<Watched>,
+    watched: BTreeMap<Gfn, Box<PageBytes>>,
     /// The page that was watched last.
     last: Gfn,
     /// Accessed and dirty bits in page tables may be set before their time.
@@ -75,62 +77,168 @@ impl Sampler {
         if let Some(gfn) = stack.filter(|gfn| ram.prepare_read(*gfn).is_ok()) {
             facts.push(page(gfn));
         }
-        let hashed = match self.early_bits {
-            true => HASHED_PAGES_ON_HARDWARE,
-            false => HASHED_PAGES,
+        let early_bits = self.early_bits;
+        let hash = |gfn| match early_bits {
+            true => Fingerprint::Table {
+                gfn,
+                hash: digest::table_hash(&ram.page(gfn)),
+            },
+            false => page(gfn),
         };
-        if written.count() <= hashed {
-            let others = written.iter().filter(|gfn| stack != Some(*gfn));
-            // The stack is no page table; any other page may be one.
-            facts.extend(others.map(|gfn| match self.early_bits {
-                true => Fingerprint::Table {
-                    gfn,
-                    hash: digest::table_hash(&ram.page(gfn)),
-                },
-                false => page(gfn),
-            }));
+        // The stack is no page table; any other page may be one.
+        let is_other = |gfn: &Gfn| stack != Some(*gfn);
+        if written.count() <= HASHED_PAGES as u64 {
+            facts.extend(written.iter().filter(is_other).map(hash));
         } else {
-            self.watched
-                .retain_mut(|watched| words(ram, watched, &mut facts));
-            self.watch_more(ram, &written);
+            let changed = self.changed(ram, &written, &mut facts);
+            facts.extend(
+                changed
+                    .into_iter()
+                    .filter(is_other)
+                    .take(HASHED_PAGES)
+                    .map(hash),
+            );
         }
         facts
     }
 
-    fn watch_more(&mut self, ram: &Ram, written: &FrameBits) {
-        for _ in 0..WATCHED_PAGES {
-            if self.watched.len() >= WATCHED_PAGES {
-                return;
+    /// Pages that changed since the last landmark, as far as they are watched, those that are known to
+    /// have changed first. Adds some of the words that changed.
+    fn changed(
+        &mut self,
+        ram: &Ram,
+        written: &FrameBits,
+        facts: &mut Vec<Fingerprint>,
+    ) -> Vec<Gfn> {
+        let all_fit = written.count() <= WATCHED_PAGES as u64;
+        let mut changed = Vec::new();
+        self.watched.retain(|&gfn, before| {
+            if !written.contains(gfn) {
+                return false;
             }
+            let now = ram.page(gfn);
+            if now == **before {
+                return all_fit;
+            }
+            // A word of a page table may have got bits before their time.
+            if !self.early_bits && changed.len() < PAGES_WITH_WORDS {
+                facts.extend(words(gfn, before, &now));
+            }
+            changed.push(gfn);
+            **before = now;
+            true
+        });
+        self.watch_more(ram, written, all_fit, &mut changed);
+        changed
+    }
+
+    fn watch_more(
+        &mut self,
+        ram: &Ram,
+        written: &FrameBits,
+        all_fit: bool,
+        changed: &mut Vec<Gfn>,
+    ) {
+        if all_fit {
+            for gfn in written.iter() {
+                self.watched.entry(gfn).or_insert_with(|| {
+                    changed.push(gfn);
+                    Box::new(ram.page(gfn))
+                });
+            }
+            return;
+        }
+        let room = WATCHED_PAGES.saturating_sub(self.watched.len());
+        for _ in 0..room.min(WATCHED_ANEW) {
             let Some(gfn) = written.after(self.last) else {
                 return;
             };
             self.last = gfn;
-            if self.watched.iter().all(|watched| watched.gfn != gfn) {
-                self.watched.push(Watched {
-                    gfn,
-                    content: Box::new(ram.page(gfn)),
-                });
-            }
+            let content = || Box::new(ram.page(gfn));
+            self.watched.entry(gfn).or_insert_with(content);
         }
     }
 }
 
-/// Adds words of the page that changed since the last sample. Returns whether there were any.
-fn words(ram: &Ram, watched: &mut Watched, facts: &mut Vec<Fingerprint>) -> bool {
-    let now = ram.page(watched.gfn);
-    let pairs = watched.content.chunks_exact(8).zip(now.chunks_exact(8));
+/// The first words that differ, as they are now.
+fn words(gfn: Gfn, before: &PageBytes, now: &PageBytes) -> impl Iterator<Item = Fingerprint> {
+    let pairs = before.as_chunks::<8>().0.iter().zip(now.as_chunks::<8>().0);
     let changed = pairs.enumerate().filter(|(_, (before, now))| before != now);
-    let mut found = false;
-    for (index, (_, word)) in changed.take(WORDS_PER_PAGE) {
-        let mut value = [0; 8];
-        value.copy_from_slice(word);
-        facts.push(Fingerprint::Word {
-            address: GuestPhys(watched.gfn.base().0 + 8 * index as u64),
-            value: u64::from_le_bytes(value),
-        });
-        found = true;
+    changed
+        .take(WORDS_PER_PAGE)
+        .map(move |(index, (_, word))| Fingerprint::Word {
+            address: GuestPhys(gfn.base().0 + 8 * index as u64),
+            value: u64::from_le_bytes(*word),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM_BYTES: u64 = 4 << 20;
+
+    fn sample(sampler: &mut Sampler, ram: &Ram) -> Vec<Fingerprint> {
+        sampler.facts(ram, &CpuState::default())
     }
-    *watched.content = now;
-    found
+
+    fn is_fact_of(frame: u64) -> impl Fn(&Fingerprint) -> bool {
+        move |fact| match fact {
+            Fingerprint::Page { gfn, .. } | Fingerprint::Table { gfn, .. } => gfn.0 == frame,
+            Fingerprint::Word { address, .. } => address.gfn().0 == frame,
+        }
+    }
+
+    fn write(ram: &Ram, frame: u64, byte: u8) {
+        let place = GuestPhys(frame * 4096 + 1000);
+        ram.write(place, &[byte]).expect("the frame is RAM");
+    }
+
+    /// RAM of which `frames` frames were written, and a sampler that has seen them often.
+    fn scene(frames: u64, early_bits: bool) -> (Ram, Sampler) {
+        let ram = Ram::new(RAM_BYTES).expect("RAM is small");
+        let mut sampler = Sampler::new(early_bits);
+        (1..=frames).for_each(|frame| write(&ram, frame, 1));
+        for _ in 0..=frames as usize / WATCHED_ANEW {
+            sample(&mut sampler, &ram);
+        }
+        (ram, sampler)
+    }
+
+    #[test]
+    fn each_page_that_changed_is_a_fact_and_no_other() {
+        let (ram, mut sampler) = scene(200, false);
+        for byte in 2..20 {
+            let changed: Vec<u64> = (1..=40).map(|n| n * u64::from(byte) % 200 + 1).collect();
+            changed.iter().for_each(|frame| write(&ram, *frame, byte));
+            let facts = sample(&mut sampler, &ram);
+            for frame in 1..=200 {
+                // Frame 0 is where RSP points.
+                let is_fact = facts.iter().any(is_fact_of(frame));
+                assert_eq!(is_fact, changed.contains(&frame), "{frame}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_pages_those_that_keep_changing_are_found_in_time() {
+        let (ram, mut sampler) = scene(900, false);
+        let mut facts = Vec::new();
+        for byte in 2..=60 {
+            write(&ram, 777, byte);
+            facts = sample(&mut sampler, &ram);
+        }
+        assert!(facts.iter().any(is_fact_of(777)));
+    }
+
+    #[test]
+    fn where_bits_are_early_no_word_is_a_fact() {
+        let (ram, mut sampler) = scene(200, true);
+        (1..=40).for_each(|frame| write(&ram, frame, 2));
+        let facts = sample(&mut sampler, &ram);
+        let is_table = |fact: &Fingerprint| matches!(fact, Fingerprint::Table { .. });
+        assert_eq!(facts.iter().filter(|fact| is_table(fact)).count(), 40);
+        let is_word = |fact: &Fingerprint| matches!(fact, Fingerprint::Word { .. });
+        assert!(!facts.iter().any(|fact| is_word(fact)));
+    }
 }

@@ -202,8 +202,10 @@ fn ctrl_c_keeps_finished_intervals() {
     assert_eq!(output.status.code(), Some(130), "{}", words(&output));
     let report = lab.json(&["verify", "guest"]);
     assert_eq!(report["verified"].as_u64(), intervals);
+    // Some were done, and what had not been begun was left.
+    let simulated = report["simulated"].as_u64().unwrap();
     assert!(
-        report["simulated"].as_u64().unwrap() < intervals.unwrap(),
+        0 < simulated && simulated < intervals.unwrap(),
         "{report:#}"
     );
 }

@@ -134,8 +134,14 @@ impl Interval {
 pub struct Limits {
     /// Most steps of the interval. A guest that went another way might otherwise run for ever.
     pub max_steps: u64,
+    /// Most steps from one event to the next where the log does not say how many there are. A guest that
+    /// took the wrong one of two states that fit a landmark often computes on for long before that
+    /// shows; the right one reaches the next event soon.
+    pub patience: u64,
     /// Most times that it goes back to an earlier landmark.
     pub max_backtracks: u64,
+    /// Most steps on ways that turned out wrong.
+    pub max_lost_steps: u64,
     /// Most pages kept to go back; the oldest landmarks are then taken as settled.
     pub max_undo_pages: u64,
     /// Ends the replay when set, once the vCPU has been kicked.
@@ -146,7 +152,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_steps: 1 << 40,
+            patience: u64::MAX,
             max_backtracks: 100_000,
+            max_lost_steps: u64::MAX,
             max_undo_pages: 1 << 13,
             cancel: None,
         }
@@ -166,6 +174,11 @@ pub struct SearchCounts {
     pub backtracks: u64,
     /// Landmarks that were taken as settled to save memory.
     pub settled: u64,
+    /// Steps on ways that turned out wrong.
+    pub lost_steps: u64,
+    /// Ways that were given up because [`Limits::patience`] had an end: more of it may find another
+    /// verdict.
+    pub impatient: u64,
 }
 
 /// Where and how an interval differs.

@@ -100,15 +100,25 @@ impl<V: ReplayVcpu> Machine<V> {
         source: &Arc<dyn CheckpointSource>,
         interval: &Interval,
     ) -> Report {
-        let pages = CheckpointPages::new(source.clone(), interval.number);
-        let ram = Arc::new(Ram::lazy(self.ram_bytes, Arc::new(pages)).expect("RAM is small"));
-        let mut vcpu = (self.vcpu)(ram.clone());
         let limits = Limits {
             max_steps: 2_000_000,
             max_backtracks: 200,
             ..Limits::default()
         };
-        replay(&mut vcpu, &ram, interval, &**source, &limits).expect("a verdict")
+        self.replay_within(source, interval, &limits)
+    }
+
+    /// Replays one interval as far as the limits allow.
+    pub fn replay_within(
+        &self,
+        source: &Arc<dyn CheckpointSource>,
+        interval: &Interval,
+        limits: &Limits,
+    ) -> Report {
+        let pages = CheckpointPages::new(source.clone(), interval.number);
+        let ram = Arc::new(Ram::lazy(self.ram_bytes, Arc::new(pages)).expect("RAM is small"));
+        let mut vcpu = (self.vcpu)(ram.clone());
+        replay(&mut vcpu, &ram, interval, &**source, limits).expect("a verdict")
     }
 
     /// Replays all intervals, the last one first, and expects each to be verified.

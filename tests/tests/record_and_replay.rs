@@ -12,6 +12,7 @@ use simuboost_tests::recording::toy::{RAM_BYTES, ToyCpu, load_program};
 use simuboost_tests::recording::{Machine, TestBus};
 use std::sync::Arc;
 use std::time::Duration;
+use tcg_sim::replay::{Interval, Limits, Outcome};
 
 const MACHINE: Machine<ToyCpu> = Machine {
     vcpu: ToyCpu::new,
@@ -84,6 +85,34 @@ fn every_interval_of_random_programs_verifies_with_landmarks() {
     }
     assert!(rule.iter().all(|count| *count > 20), "{rule:?}");
     eprintln!("events by rule {rule:?}, wrong landmarks {wrong}");
+}
+
+/// As long as more patience can lead to another verdict, the report says so.
+#[test]
+fn a_search_with_too_little_patience_says_so_until_it_has_enough() {
+    let mut tries = 0;
+    for seed in 0..12 {
+        let interval = Length::Time(VirtualNanos(30_000));
+        let (store, _) = record(seed, options(insn_clock(), random_kicks(seed), interval));
+        let source: Arc<dyn CheckpointSource> = Arc::new(store);
+        for number in 0..source.checkpoints().unwrap() - 1 {
+            let interval = Interval::load(&*source, number).unwrap();
+            let patient = MACHINE.replay_interval(&source, &interval);
+            let mut limits = Limits {
+                patience: 1,
+                ..Limits::default()
+            };
+            let mut report = MACHINE.replay_within(&source, &interval, &limits);
+            while report.outcome != Outcome::Verified {
+                assert!(report.search.impatient > 0, "seed {seed}: {report:#?}");
+                tries += 1;
+                limits.patience *= 4;
+                report = MACHINE.replay_within(&source, &interval, &limits);
+            }
+            assert_eq!(report.resolved, patient.resolved, "seed {seed}");
+        }
+    }
+    assert!(tries > 50, "{tries}");
 }
 
 #[test]

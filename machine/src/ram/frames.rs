@@ -34,6 +34,12 @@ impl FrameBits {
         Some(Gfn(index as u64 * 64 + u64::from(word.trailing_zeros())))
     }
 
+    /// Whether a frame is in the set.
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        let word = self.0.get((gfn.0 / 64) as usize).copied().unwrap_or(0);
+        word >> (gfn.0 % 64) & 1 != 0
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()

@@ -13,8 +13,17 @@ use machine::vcpu::{Kick, Vcpu};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tcg_sim::instrument::Instruments;
-use tcg_sim::replay::{Instrumented, Interval, Limits, ReplayError, Report, replay_with};
+use tcg_sim::replay::{
+    Instrumented, Interval, Limits, Outcome, ReplayError, Report, replay, replay_with,
+};
 use tcg_sim::{Engine, EngineOptions};
+
+/// [`Limits::patience`] at first: more steps than lie between two timer interrupts of a guest that is
+/// not idle (250 in a second, Debian's choice), even at 4 in a nanosecond.
+const FIRST_PATIENCE: u64 = 1 << 24;
+
+/// So many times more in each further search, as long as more can matter.
+const MORE_PATIENCE: u64 = 16;
 
 /// What all jobs of a worker process share.
 pub(crate) struct Jobs {
@@ -54,17 +63,28 @@ impl Jobs {
         let recorded: Arc<dyn CheckpointSource> = Arc::new(self.source.interval(number)?);
         let interval = Interval::load(&*recorded, number)?;
         let start = interval.start_position();
-        let (mut instruments, mut trace) = (Instruments::none(), None);
-        if self.configuration.has(Instrument::Count) {
-            instruments = instruments.with_counts();
-        }
-        if self.configuration.has(Instrument::Mem) {
-            let (file, sink) = TraceInProgress::create(results.trace_path(number), number)?;
-            instruments = instruments.with_memory_trace(sink);
-            trace = Some(file);
-        }
-        let Instrumented { report, counts } =
-            self.replay_with(&interval, &recorded, Mode::Blocks, instruments, running)?;
+        let attempt = |patience| {
+            let (instruments, trace) = self.instruments(number, results)?;
+            let limits = Limits {
+                patience,
+                ..self.limits(&interval)
+            };
+            let (mut engine, ram) = self.engine(&interval, &recorded, Mode::Blocks)?;
+            running(engine.kick_handle());
+            let engine = &mut engine;
+            let instrumented =
+                replay_with(engine, &ram, &interval, &*recorded, &limits, instruments)?;
+            anyhow::Ok((instrumented, trace))
+        };
+        let mut patience = FIRST_PATIENCE;
+        let (Instrumented { report, counts }, trace) = loop {
+            let attempted = attempt(patience)?;
+            let report = &attempted.0.report;
+            if report.outcome == Outcome::Verified || report.search.impatient == 0 {
+                break attempted;
+            }
+            patience = patience.saturating_mul(MORE_PATIENCE);
+        };
         let mut result = IntervalResult {
             counts,
             trace: trace.map(TraceInProgress::finish).transpose()?,
@@ -92,31 +112,27 @@ impl Jobs {
         mode: Mode,
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Result<Report> {
-        let none = Instruments::none();
-        let replayed = self.replay_with(interval, recorded, mode, none, running)?;
-        Ok(replayed.report)
-    }
-
-    fn replay_with(
-        &self,
-        interval: &Interval,
-        recorded: &Arc<dyn CheckpointSource>,
-        mode: Mode,
-        instruments: Instruments,
-        running: &dyn Fn(Arc<dyn Kick>),
-    ) -> Result<Instrumented> {
         let (mut engine, ram) = self.engine(interval, recorded, mode)?;
         running(engine.kick_handle());
         let limits = self.limits(interval);
-        let (engine, recorded) = (&mut engine, &**recorded);
-        Ok(replay_with(
-            engine,
-            &ram,
-            interval,
-            recorded,
-            &limits,
-            instruments,
-        )?)
+        Ok(replay(&mut engine, &ram, interval, &**recorded, &limits)?)
+    }
+
+    fn instruments(
+        &self,
+        interval: u64,
+        results: &Results,
+    ) -> Result<(Instruments, Option<TraceInProgress>)> {
+        let (mut instruments, mut trace) = (Instruments::none(), None);
+        if self.configuration.has(Instrument::Count) {
+            instruments = instruments.with_counts();
+        }
+        if self.configuration.has(Instrument::Mem) {
+            let (file, sink) = TraceInProgress::create(results.trace_path(interval), interval)?;
+            instruments = instruments.with_memory_trace(sink);
+            trace = Some(file);
+        }
+        Ok((instruments, trace))
     }
 
     /// An engine over RAM as it is at the start of the interval.
@@ -151,8 +167,11 @@ impl Jobs {
                 time.saturating_mul(STEPS_PER_NS)
             }
         };
+        let max_steps = steps.saturating_add(ALLOWANCE);
         Limits {
-            max_steps: steps.saturating_add(ALLOWANCE),
+            max_steps,
+            patience: FIRST_PATIENCE * MORE_PATIENCE,
+            max_lost_steps: max_steps.saturating_mul(2),
             cancel: Some(Arc::clone(&self.cancel)),
             ..Limits::default()
         }

@@ -58,6 +58,8 @@ pub(crate) struct Search {
     pub(crate) wrong_memory: u64,
     pub(crate) backtracks: u64,
     pub(crate) settled: u64,
+    #[serde(default)]
+    pub(crate) lost_steps: u64,
 }
 
 impl From<SearchCounts> for Search {
@@ -68,6 +70,8 @@ impl From<SearchCounts> for Search {
             wrong_memory,
             backtracks,
             settled,
+            lost_steps,
+            impatient: _,
         } = counts;
         Self {
             landmarks,
@@ -75,6 +79,7 @@ impl From<SearchCounts> for Search {
             wrong_memory,
             backtracks,
             settled,
+            lost_steps,
         }
     }
 }
@@ -86,6 +91,7 @@ impl Search {
         self.wrong_memory += other.wrong_memory;
         self.backtracks += other.backtracks;
         self.settled += other.settled;
+        self.lost_steps += other.lost_steps;
     }
 }
 

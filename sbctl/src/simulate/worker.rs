@@ -111,16 +111,17 @@ fn move_worker(shared: &Shared, worker: usize) -> impl FnOnce() -> Result<()> + 
     move || shared.work(worker)
 }
 
-/// Takes the supervisor's commands until the last, or until the supervisor is gone.
+/// Takes the supervisor's commands until it cancels or is gone: it may cancel what it gave last.
 fn listen(shared: &Shared, to_workers: Sender<u64>) {
+    let mut to_workers = Some(to_workers);
     for line in io::stdin().lock().lines() {
         let command = line.ok().and_then(|line| serde_json::from_str(&line).ok());
         match command {
             Some(Command::Simulate(interval)) => {
                 // Without workers there is nobody to tell.
-                let _ = to_workers.send(interval);
+                let _ = to_workers.as_ref().map(|workers| workers.send(interval));
             }
-            Some(Command::Last) => return,
+            Some(Command::Last) => to_workers = None,
             Some(Command::Cancel) | None => break,
         }
     }

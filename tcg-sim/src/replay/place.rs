@@ -61,9 +61,8 @@ impl<V: ReplayVcpu> Run<'_, V> {
     }
 
     fn run_to_io(&mut self, goal: IoSteps) -> Way<()> {
-        let bound = self.bound();
         while self.cursor.io_steps < goal {
-            let met = match self.enter(bound)? {
+            let met = match self.enter_bounded()? {
                 Progress::Io | Progress::Window | Progress::Nothing => continue,
                 Progress::Bound => Observation::StepLimit,
                 Progress::Shutdown => Observation::Shutdown,
@@ -79,10 +78,9 @@ impl<V: ReplayVcpu> Run<'_, V> {
     }
 
     fn run_to_window(&mut self, goal: IoSteps) -> Way<()> {
-        let bound = self.bound();
         self.vcpu.request_interrupt_window(true);
         loop {
-            let met = match self.enter(bound)? {
+            let met = match self.enter_bounded()? {
                 Progress::Window => return Ok(()),
                 Progress::Nothing => continue,
                 Progress::Io if self.cursor.io_steps == goal => continue,
@@ -139,7 +137,10 @@ impl<V: ReplayVcpu> Run<'_, V> {
                     continue;
                 }
                 Exit::InterruptWindow => continue,
-                Exit::Reached => return Ok(Candidate::None(Observation::StepLimit)),
+                Exit::Reached => {
+                    self.note_bound(bound);
+                    return Ok(Candidate::None(Observation::StepLimit));
+                }
                 Exit::Shutdown => return Ok(Candidate::Last),
                 Exit::PortWrite { .. } | Exit::MmioWrite { .. } | Exit::Halt => {
                     self.cursor.io_steps.0 += 1;

@@ -10,8 +10,8 @@ use machine::state::Activity;
 use machine::units::{GuestPhys, PAGE_BYTES, Position, Steps};
 use machine::vcpu::{Exit, VcpuError};
 use replay_log::{
-    Async, Check, Content, Desync, Effect, Event, EventPosition, IoSteps, Observation, Read,
-    ReadSource,
+    Async, Check, Content, Desync, Effect, Event, EventPosition, IoSteps, Observation,
+    PositionKind, Read, ReadSource,
 };
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -25,6 +25,8 @@ pub(super) struct Cursor {
     pub(super) io_steps: IoSteps,
     /// Asynchronous events applied.
     applied: usize,
+    /// Where the last event was.
+    since: Steps,
 }
 
 /// Why the way that was taken ends.
@@ -94,6 +96,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
                 next: 0,
                 io_steps: IoSteps(0),
                 applied: 0,
+                since: interval.start_position().steps,
             },
             halted: interval.start.cpu.activity == Activity::Halted,
             choices: Choices::default(),
@@ -113,6 +116,9 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
                 Ok(()) => return self.report(Outcome::Verified),
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Diverged(divergence)) => {
+                    if self.is_cancelled() {
+                        return Err(ReplayError::Cancelled);
+                    }
                     let reached = divergence.first.next_event;
                     if furthest
                         .as_ref()
@@ -122,11 +128,17 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
                     }
                 }
             }
-            let another = self.search.backtracks < self.limits.max_backtracks;
+            let lost_from = self.position()?.steps;
+            let another = self.search.backtracks < self.limits.max_backtracks
+                && self.search.lost_steps < self.limits.max_lost_steps;
             let choice = match another {
                 true => self.choices.pop(self.ram, self.vcpu)?,
                 false => None,
             };
+            if let Some(choice) = &choice {
+                let lost = lost_from.0.saturating_sub(choice.position.steps.0);
+                self.search.lost_steps = self.search.lost_steps.saturating_add(lost);
+            }
             way = match choice {
                 Some(choice) => self.go_on_from(choice),
                 None => {
@@ -218,7 +230,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     pub(super) fn run_until(&mut self, goal: Position) -> Way<bool> {
         let interval = self.interval;
         loop {
-            let place = self.bound();
+            let place = self.event_bound();
             let next = interval.segment.events.get(self.cursor.next);
             let at_end = self.bound.0.end > interval.segment.events.len();
             match (next, &interval.segment.end) {
@@ -248,10 +260,9 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
 
     fn run_to_read(&mut self, read: &Read) -> Way<()> {
         let before = self.cursor.next;
-        let bound = self.bound();
         while self.cursor.next == before {
             let expected = Observation::Read(read.source);
-            match self.enter(bound)? {
+            match self.enter_bounded()? {
                 Progress::Bound => {
                     let here = Observation::Position(self.position()?);
                     return Err(self.diverged(expected, here));
@@ -261,6 +272,16 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             }
         }
         Ok(())
+    }
+
+    /// Runs until something happens, at most to [`Run::bound`].
+    pub(super) fn enter_bounded(&mut self) -> Way<Progress> {
+        let bound = self.bound();
+        let progress = self.enter(bound)?;
+        if progress == Progress::Bound {
+            self.note_bound(bound);
+        }
+        Ok(progress)
     }
 
     /// Runs until something happens, at most to `bound`.
@@ -291,16 +312,16 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             Exit::InterruptWindow => return Ok(Progress::Window),
             Exit::Reached => return Ok(Progress::Bound),
             Exit::Shutdown => return Ok(Progress::Shutdown),
-            Exit::Kicked => {
-                let cancel = self.limits.cancel.as_ref();
-                return match cancel.is_some_and(|cancel| cancel.load(Ordering::Acquire)) {
-                    true => Err(ReplayError::Cancelled.into()),
-                    false => Ok(Progress::Nothing),
-                };
-            }
+            Exit::Kicked if self.is_cancelled() => return Err(ReplayError::Cancelled.into()),
+            Exit::Kicked => return Ok(Progress::Nothing),
         };
         self.read(source)?;
         Ok(Progress::Io)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        let cancel = self.limits.cancel.as_ref();
+        cancel.is_some_and(|cancel| cancel.load(Ordering::Acquire))
     }
 
     /// HLT has retired, which is an I/O step whatever exit said so.
@@ -330,12 +351,15 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             return Err(self.register("RIP", read.rip, rip));
         }
         self.cursor.next += 1;
+        self.cursor.since = self.position()?.steps;
         Ok(())
     }
 
     /// Does what happened to the guest here.
     fn apply(&mut self, event: &Async) -> Way<()> {
-        self.resolved.push(self.position()?);
+        let here = self.position()?;
+        self.resolved.push(here);
+        self.cursor.since = here.steps;
         match &event.effect {
             Effect::Interrupt(vector) => {
                 if !self.vcpu.interrupt_window_open() {
@@ -469,9 +493,25 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             .ok_or(VcpuError::Protocol("replay needs a vCPU that counts"))
     }
 
-    /// Where the next asynchronous event, or the end, is known to be, or else the step limit: the
-    /// guest has no business beyond it.
+    /// The guest has no business beyond this: [`Run::event_bound`], or nearer where patience ends.
     pub(super) fn bound(&mut self) -> Position {
+        let bound = self.event_bound();
+        match self.interval.segment.header.positions {
+            PositionKind::Count { .. } => bound,
+            PositionKind::Landmark => {
+                let since = self.cursor.since.0;
+                bound.min(Position::at(since.saturating_add(self.limits.patience)))
+            }
+        }
+    }
+
+    /// This bound of [`Run::bound`] was reached.
+    pub(super) fn note_bound(&mut self, bound: Position) {
+        self.search.impatient += u64::from(bound < self.event_bound());
+    }
+
+    /// Where the next asynchronous event, or the end, is known to be, or else the step limit.
+    fn event_bound(&mut self) -> Position {
         let next = self.cursor.next;
         if !self.bound.0.contains(&next) {
             self.bound = self.find_bound(next);
