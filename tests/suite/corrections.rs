@@ -462,6 +462,14 @@ pub(super) const TABLE: &[Row] = &[
         &[("r.rcx", "0xffff0700"), ("r.dr7", "0xffff0700")],
         "bits 11, 12, 14 and 15 of DR7 are zero without RTM (SDM vol. 3, 17.2.4)"),
     row("debug", &["read_dr8_cpl3", "read_dr8_cpl3_gd"], &[("e0.vec", "0x6")], "#UD, as a program on the host finds"),
+    row("debug", &["tf_mov_ss_twice"],
+        &[("e1.rip", "0x40009"), ("e2.rip", "0x4000a"), ("e3.rip", "0x4000b"), ("e3.rsp", "0x26000"),
+          ("e3.frame", "0x25fd0"), ("e4.rip", "0x4000c"), ("e5.rip", "0x40014"), ("e5.rfl", "0x102"),
+          ("e5.rsp", "0x25ff8"), ("e5.frame", "0x25fc0"), ("e6.vec", "0x1"), ("e6.err", "0x0"),
+          ("e6.rip", "0x40015"), ("e6.cs", "0x10"), ("e6.rfl", "0x2"), ("e6.rsp", "0x26000"),
+          ("e6.ss", "0x18"), ("e6.frame", "0x25fd0"), ("e6.dr6", "0xffff4ff0"), ("e6.rax", "0x18")],
+        "of two MOV SS in a row only the first is sure to hold traps back (SDM vol. 3, 6.8.3), and the second \
+         does not under ptrace on family 6 model 207"),
     row("debug", &["data_two_at_once"], &[("e0.dr6", "0xffff0ff9"), ("r.dr6", "0xffff0ff9")],
         "DR6 names all breakpoints that were hit (SDM vol. 3, 17.2.3)"),
 ];

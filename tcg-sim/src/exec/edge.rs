@@ -1,9 +1,8 @@
 //! Transfers to addresses that are not canonical.
 
 use super::engine::{Engine, Next};
-use crate::jit::block::Site;
+use crate::jit::block::{Onward, Site};
 use crate::sys::Fault;
-use iced_x86::{Code, FlowControl, Mnemonic};
 use machine::state::Gpr;
 
 impl Engine {
@@ -14,46 +13,35 @@ impl Engine {
     /// the target of an indirect one before, which the translation does then). What merely comes to
     /// the end of the lower half has retired: the fetch of the next instruction faults.
     pub(super) fn leave_canonical_space(&mut self, site: Site, rip: u64, undo_rsp: i32) -> Next {
-        let instruction = self.instruction_at(site);
         let block = self.soft.cache.block(site.block);
         let insn = block.insns[usize::from(site.index)];
         let counted = !block.key.mode.is_one_step();
         let core = &mut self.soft.env().core;
         let start = core.page_base.wrapping_add(u64::from(insn.offset));
-        let falls_through = match instruction.flow_control() {
-            FlowControl::ConditionalBranch => start.wrapping_add(insn.length.into()) == rip,
-            FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch
-            | FlowControl::Call
-            | FlowControl::IndirectCall
-            | FlowControl::Return => false,
-            _ => true,
+        let falls_through = match insn.onward {
+            Onward::Next => true,
+            Onward::Away | Onward::Call => false,
+            Onward::Branch | Onward::CountEcx | Onward::CountRcx => {
+                start.wrapping_add(insn.length.into()) == rip
+            }
         };
         if falls_through {
             return Next::Go(rip);
         }
-        let released = match instruction.flow_control() {
-            FlowControl::Call => 8,
+        let released = match insn.onward {
+            Onward::Call => 8,
             _ => i64::from(undo_rsp),
         };
         core.rsp = core.rsp.wrapping_add_signed(released);
-        if matches!(
-            instruction.mnemonic(),
-            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne
-        ) {
-            let mut registers = core.gprs();
-            let counter = &mut registers[Gpr::Rcx as usize];
-            let narrow = matches!(
-                instruction.code(),
-                Code::Loop_rel8_64_ECX | Code::Loope_rel8_64_ECX | Code::Loopne_rel8_64_ECX
-            );
+        let mut registers = core.gprs();
+        let counter = &mut registers[Gpr::Rcx as usize];
+        *counter = match insn.onward {
             // The upper half that a 32-bit counter had is lost.
-            *counter = match narrow {
-                true => u64::from((*counter as u32).wrapping_add(1)),
-                false => counter.wrapping_add(1),
-            };
-            core.set_gprs(&registers);
-        }
+            Onward::CountEcx => u64::from((*counter as u32).wrapping_add(1)),
+            Onward::CountRcx => counter.wrapping_add(1),
+            _ => *counter,
+        };
+        core.set_gprs(&registers);
         self.cpu.rip = start;
         self.pay();
         self.soft

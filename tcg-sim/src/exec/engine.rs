@@ -97,6 +97,8 @@ pub struct Engine {
     /// The instruction at this boundary was begun: its fetch or access has set accessed and dirty
     /// bits. Nothing asynchronous may come before it, or those bits would betray what was cached.
     pub(super) begun: bool,
+    /// The position at which this stay began, if MOV SS or POP SS came before it.
+    pub(super) behind_mov_ss: Option<Position>,
     /// A store in the bounce buffer that the finished instruction owes to memory.
     pub(super) owed: Option<Owed>,
     /// An x87 store whose access cannot be made is executing.
@@ -163,6 +165,7 @@ impl Engine {
             window_requested: false,
             step_alone: false,
             begun: false,
+            behind_mov_ss: None,
             owed: None,
             probe: None,
             retired: false,
@@ -377,6 +380,7 @@ impl Engine {
     /// Runs at most `steps` steps (0: only REP iterations, at most `rep_limit`).
     fn advance(&mut self, steps: u64, rep_limit: u64) -> Result<Left, VcpuError> {
         let allowed = self.soft.probed().allow(steps);
+        self.behind_mov_ss = (self.cpu.shadow == Shadow::MovSs).then(|| self.here());
         // Between two iterations the instruction may have become another one, which runs alone, too, so
         // that the count of iterations ends with it.
         if steps == 0 || self.rep_iterations != 0 || self.stepping_needed() {

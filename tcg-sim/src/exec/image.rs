@@ -127,11 +127,15 @@ impl Engine {
     }
 
     /// A 512-byte image: 16-byte aligned, or #GP; Intel prefers #AC where that is asked for and the
-    /// address is not even a multiple of four.
+    /// address is not even a multiple of four, and the #GP to what comes of an end that is not canonical.
     fn fx_operand(&self, instruction: &Instruction) -> Result<Operand, Fault> {
         let intel = self.soft.host.vendor == Maker::Intel;
         let asked = (intel && self.checks_alignment()).then_some(4);
-        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked, |_| Ok(()))?;
+        let aligned = |va: u64| match intel && va % 16 != 0 {
+            true => Err(Fault::GP0),
+            false => Ok(()),
+        };
+        let operand = memory_operand(instruction, &self.cpu, FX_BYTES as u64, asked, aligned)?;
         if operand.va % 16 == 0 {
             Ok(operand)
         } else {

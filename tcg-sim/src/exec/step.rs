@@ -127,6 +127,9 @@ impl Engine {
             self.cpu.rflags &= !rflags::RF;
             return Ok(Outcome::Next);
         }
+        if self.behind_mov_ss == Some(self.position_now()) {
+            self.cpu.shadow = Shadow::MovSs;
+        }
         let limit = self.rep_limit.min(self.iterations_to_target());
         (self.soft.code_stored, self.soft.stale) = (false, false);
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)

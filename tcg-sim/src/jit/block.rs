@@ -3,7 +3,7 @@
 use super::mode::Mode;
 use crate::instrument::InstrumentSet;
 use crate::instrument::facts::{BlockFacts, Slot};
-use iced_x86::Instruction;
+use iced_x86::{Code, FlowControl, Instruction};
 use machine::units::Gfn;
 
 /// Index of a block.
@@ -81,6 +81,46 @@ pub(crate) struct Site {
     pub(crate) kind: SiteKind,
 }
 
+/// How an instruction goes on. Its bytes may be gone by then: a call pushes over itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onward {
+    /// With the next instruction, whatever else it does.
+    Next,
+    /// Elsewhere: a jump, an indirect call or a return.
+    Away,
+    /// Elsewhere: a direct call.
+    Call,
+    /// Either.
+    Branch,
+    /// Either, with one taken from ECX.
+    CountEcx,
+    /// Either, with one taken from RCX.
+    CountRcx,
+}
+
+impl Onward {
+    pub(crate) fn of(instruction: &Instruction) -> Self {
+        match instruction.code() {
+            Code::Loop_rel8_64_ECX | Code::Loope_rel8_64_ECX | Code::Loopne_rel8_64_ECX => {
+                return Self::CountEcx;
+            }
+            Code::Loop_rel8_64_RCX | Code::Loope_rel8_64_RCX | Code::Loopne_rel8_64_RCX => {
+                return Self::CountRcx;
+            }
+            _ => {}
+        }
+        match instruction.flow_control() {
+            FlowControl::ConditionalBranch => Self::Branch,
+            FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::IndirectCall
+            | FlowControl::Return => Self::Away,
+            FlowControl::Call => Self::Call,
+            _ => Self::Next,
+        }
+    }
+}
+
 /// One guest instruction of a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Insn {
@@ -88,6 +128,8 @@ pub(crate) struct Insn {
     pub(crate) offset: u16,
     /// Length in bytes.
     pub(crate) length: u8,
+    /// How it goes on.
+    pub(crate) onward: Onward,
     /// Host offset of its first byte, relative to the block.
     pub(crate) host: u32,
 }

@@ -45,6 +45,11 @@ pub fn execute(
     {
         cpu.shadow = shadow;
     }
+    if retired && shadow == Shadow::MovSs && cpu.shadow == Shadow::MovSs {
+        // Of several in a row only the first is sure to hold events back (SDM vol. 3, 6.8.3); the second
+        // does not on family 6 model 207.
+        cpu.shadow = Shadow::None;
+    }
     result
 }
 

@@ -17,7 +17,7 @@ mod stack;
 mod string;
 
 use super::asm::{Asm, Host, Mem, Patch};
-use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Site, SiteKind};
+use super::block::{BlockId, BlockKey, Insn, Instrumented, MemoryAccess, Onward, Site, SiteKind};
 use super::layout::disp;
 use super::mode::TlbClass;
 use super::regs::{BUDGET, T0};
@@ -279,6 +279,7 @@ impl Translator<'_> {
             self.insns.push(Insn {
                 offset: instruction.ip() as u16,
                 length: instruction.len() as u8,
+                onward: Onward::of(instruction),
                 host: self.asm.offset() as u32,
             });
             self.note_insn(instruction);

@@ -48,6 +48,20 @@ fn segment_loads() {
     }
 }
 
+/// Of several in a row, every other one opens a shadow.
+#[test]
+fn a_load_of_ss_in_the_shadow_of_another_opens_none() {
+    let mut machine = Machine::new();
+    machine.set(Gpr::Rax, u64::from(KERNEL_DS));
+    for shadow in [Shadow::MovSs, Shadow::None, Shadow::MovSs] {
+        machine.run(&[0x8e, 0xd0]).unwrap();
+        assert_eq!(machine.cpu.shadow, shadow);
+    }
+    machine.cpu.shadow = Shadow::Sti;
+    machine.run(&[0x8e, 0xd0]).unwrap();
+    assert_eq!(machine.cpu.shadow, Shadow::MovSs);
+}
+
 #[test]
 fn loading_a_segment_sets_its_accessed_bit() {
     let mut machine = Machine::new();
