@@ -155,7 +155,7 @@ pub fn encode(page: &Page, bases: &[&Page]) -> Encoded {
         step: 4,
         patience: 6,
     };
-    let edit = MATCHER.with_borrow_mut(|matcher| matcher.encode(page, bases, effort));
+    let edit = MATCHER.with_borrow_mut(|matcher| matcher.encode(page, bases, &[], effort));
     (edit.tokens, edit.literals)
 }
 

@@ -61,6 +61,38 @@ impl Store {
         self.page_within(item, &mut { MAX_DECODES })
     }
 
+    /// Decodes a page to where it is wanted. Only its bases are kept in the cache: what was read
+    /// once is less often read again than what others are coded against.
+    pub(crate) fn page_into(&self, item: Item, page: &mut Page) -> Result<(), Error> {
+        if let Some(known) = self.pages.get(&item) {
+            page.copy_from_slice(&*known);
+            return Ok(());
+        }
+        let (meta, place, group) = self.group_of(item)?;
+        self.decode(&meta, &group, place, &mut { MAX_DECODES }, page)
+    }
+
+    /// [`Store::page_into`] for many; fastest if they ascend.
+    pub(crate) fn pages_into(&self, wanted: &mut [(Item, &mut Page)]) -> Result<(), Error> {
+        let mut last: Option<(u32, u32, Arc<Group>)> = None;
+        for (item, page) in wanted {
+            let (mut meta, mut place) = self.index.locate(*item)?;
+            let group = match &last {
+                Some((pack, group, known)) if (*pack, *group) == (meta.number, place.group) => {
+                    Arc::clone(known)
+                }
+                _ => {
+                    let group;
+                    (meta, place, group) = self.group_of(*item)?;
+                    last = Some((meta.number, place.group, Arc::clone(&group)));
+                    group
+                }
+            };
+            self.decode(&meta, &group, place, &mut { MAX_DECODES }, page)?;
+        }
+        Ok(())
+    }
+
     /// Keeps a page that the caller knows in the cache.
     pub(crate) fn remember(&self, item: Item, page: Arc<Page>) {
         self.pages.insert(item, page, PAGE_BYTES + 64);
@@ -72,7 +104,9 @@ impl Store {
             return Ok(page);
         }
         let (meta, place, group) = self.group_of(item)?;
-        let page = Arc::new(self.decode(&meta, &group, place, left)?);
+        let mut page = Arc::new([0; PAGE_BYTES]);
+        let fresh = Arc::get_mut(&mut page).expect("nobody else has it yet");
+        self.decode(&meta, &group, place, left, fresh)?;
         self.remember(item, Arc::clone(&page));
         Ok(page)
     }
@@ -84,7 +118,9 @@ impl Store {
         group: &Group,
         place: Place,
     ) -> Result<Page, Error> {
-        self.decode(meta, group, place, &mut { MAX_DECODES })
+        let mut page = [0; PAGE_BYTES];
+        self.decode(meta, group, place, &mut { MAX_DECODES }, &mut page)?;
+        Ok(page)
     }
 
     fn decode(
@@ -93,7 +129,8 @@ impl Store {
         group: &Group,
         place: Place,
         left: &mut u32,
-    ) -> Result<Page, Error> {
+        page: &mut Page,
+    ) -> Result<(), Error> {
         // A cycle of bases, which only a forged pack can hold, ends here.
         *left = left.checked_sub(1).ok_or_else(|| {
             self.damaged(
@@ -109,7 +146,7 @@ impl Store {
             .into_iter()
             .map(|base| self.page_within(base, left))
             .collect::<Result<Vec<_>, _>>()?;
-        decode_page(group, place, &bases).map_err(|e| self.damaged(meta, e))
+        decode_page(group, place, &bases, page).map_err(|e| self.damaged(meta, e))
     }
 
     /// The items a page was encoded against.
@@ -215,7 +252,12 @@ impl Store {
     }
 }
 
-fn decode_page(group: &Group, place: Place, bases: &[Arc<Page>]) -> Result<Page, FormatError> {
+fn decode_page(
+    group: &Group,
+    place: Place,
+    bases: &[Arc<Page>],
+    page: &mut Page,
+) -> Result<(), FormatError> {
     let (tokens, literals) = group
         .edit(place.slot as usize)
         .ok_or(FormatError::Malformed {
@@ -223,7 +265,5 @@ fn decode_page(group: &Group, place: Place, bases: &[Arc<Page>]) -> Result<Page,
             offset: 0,
         })?;
     let bases: Vec<&Page> = bases.iter().map(|page| &**page).collect();
-    let mut page = [0; PAGE_BYTES];
-    edit::apply(tokens, literals, &bases, &mut page)?;
-    Ok(page)
+    edit::apply(tokens, literals, &bases, page)
 }

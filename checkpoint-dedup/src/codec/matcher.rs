@@ -1,6 +1,7 @@
 //! Finding the copies of an edit.
 
 use super::edit::{Edit, MIN_COPY};
+use super::sample::WINDOW;
 use crate::id::{PAGE_BYTES, Page};
 use crate::wire::zigzag;
 
@@ -12,10 +13,20 @@ const SLOT_BITS: u32 = 13;
 /// A copy this long is taken without looking for a better one.
 const LONG: usize = 32;
 
+/// A place where page and base are known to be equal: the last byte of a window in both. Windows
+/// have [`super::sample::WINDOW`] bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Anchor {
+    pub(crate) end: u16,
+    pub(crate) base: u8,
+    pub(crate) base_end: u16,
+}
+
 /// How hard to look for copies.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
-    /// Candidates tried per position; 0 looks only where the last copy or base 0 would go on.
+    /// Candidates tried per position. With 0 nothing is indexed: copies are found where the last
+    /// one or base 0 would go on, and at anchors.
     pub(crate) chain: usize,
     /// Distance of the positions of the bases that are indexed.
     pub(crate) step: usize,
@@ -25,7 +36,7 @@ pub(crate) struct Effort {
 
 /// Finds copies; owns the tables, so keep one per thread.
 pub(crate) struct Matcher {
-    /// The bases one after the other, and a word of zeros.
+    /// The bases one after the other.
     text: Vec<u8>,
     /// By hash, the latest indexed position.
     heads: Vec<Entry>,
@@ -55,6 +66,8 @@ struct Found {
 struct State<'a> {
     page: &'a Page,
     text: &'a [u8],
+    /// Anchors that lie ahead, by position.
+    anchors: &'a [Anchor],
     literal_start: usize,
     /// Source after the last copy.
     source_end: usize,
@@ -79,7 +92,7 @@ impl State<'_> {
     /// The copy to `position` from where it costs least to say so.
     #[inline]
     fn near(&self, position: usize, source: usize, cost: isize) -> Option<Found> {
-        if source + WORD > self.text.len()
+        if source + MIN_COPY > self.text.len()
             || read4(&self.text[source..]) != read4(&self.page[position..])
         {
             return None;
@@ -93,11 +106,104 @@ impl State<'_> {
         })
     }
 
+    /// The best copy at the anchors whose windows begin at or before a position.
+    fn anchored(&mut self, position: usize) -> Option<Found> {
+        let mut best: Option<Found> = None;
+        while let Some((anchor, rest)) = self.anchors.split_first() {
+            let end = usize::from(anchor.end);
+            if end >= position + WINDOW {
+                break;
+            }
+            self.anchors = rest;
+            let source = usize::from(anchor.base) * PAGE_BYTES + usize::from(anchor.base_end);
+            if end < position {
+                continue;
+            }
+            // From where the search stands, so that a copy that was cut off before is not taken again.
+            let back = (end - position).min(usize::from(anchor.base_end));
+            let found = self.extend(end - back, source - back);
+            if let Some(found) = found
+                && best.is_none_or(|best| found.gain > best.gain)
+            {
+                best = Some(found);
+            }
+        }
+        best
+    }
+
+    /// The next copy where the last one or base 0 would go on, or at an anchor.
+    fn quick(&mut self, from: usize, patience: u32) -> Option<Found> {
+        let (page, text) = (self.page, self.text);
+        let mut next = self.next_anchor();
+        let mut at = from;
+        while at + MIN_COPY <= PAGE_BYTES {
+            let word = read4(&page[at..]);
+            let expected = self.expected(at);
+            let goes_on = expected + MIN_COPY <= text.len() && read4(&text[expected..]) == word;
+            if goes_on || read4(&text[at..]) == word {
+                let found = self.aligned(at, goes_on.then_some(expected));
+                if found.is_some() {
+                    return found;
+                }
+            }
+            if at >= next {
+                let found = self.anchored(at);
+                if found.is_some() {
+                    return found;
+                }
+                next = self.next_anchor();
+            }
+            let step = 1 + ((at - self.literal_start) >> patience);
+            at = match at < next {
+                true => (at + step).min(next),
+                false => at + step,
+            };
+        }
+        None
+    }
+
+    /// Where the first anchor ahead can be used.
+    fn next_anchor(&self) -> usize {
+        let ahead = self.anchors.first();
+        ahead.map_or(PAGE_BYTES, |a| {
+            (usize::from(a.end) + 1).saturating_sub(WINDOW)
+        })
+    }
+
+    /// The better of going on where the last copy would and of the same offset in base 0.
+    fn aligned(&self, at: usize, expected: Option<usize>) -> Option<Found> {
+        let found = expected.and_then(|source| self.near(at, source, 1));
+        match found {
+            Some(found) if found.length >= LONG || found.source == at => Some(found),
+            _ => {
+                let same = self.near(at, at, 2);
+                match (found, same) {
+                    (Some(a), Some(b)) if a.gain >= b.gain => Some(a),
+                    (a, None) => a,
+                    (_, b) => b,
+                }
+            }
+        }
+        .map(|found| self.backwards(found))
+    }
+
+    /// The same copy, begun as early as bytes are equal.
+    fn backwards(&self, found: Found) -> Found {
+        let most = (found.start - self.literal_start).min(found.source % PAGE_BYTES);
+        let equal = |back: &usize| self.page[found.start - back] == self.text[found.source - back];
+        let back = (1..=most).take_while(equal).count();
+        Found {
+            start: found.start - back,
+            source: found.source - back,
+            length: found.length + back,
+            ..found
+        }
+    }
+
     /// Equal bytes from a position and a source on, within one base.
     #[inline]
     fn common(&self, position: usize, source: usize) -> usize {
         let most = (PAGE_BYTES - position).min(PAGE_BYTES - source % PAGE_BYTES);
-        let most = most.min(self.text.len() - WORD - source);
         common(
             &self.page[position..position + most],
             &self.text[source..source + most],
@@ -142,8 +248,14 @@ impl Matcher {
         }
     }
 
-    /// Encodes a page against its bases.
-    pub(crate) fn encode(&mut self, page: &Page, bases: &[&Page], effort: Effort) -> Edit {
+    /// Encodes a page against its bases. `anchors` ascend.
+    pub(crate) fn encode(
+        &mut self,
+        page: &Page,
+        bases: &[&Page],
+        anchors: &[Anchor],
+        effort: Effort,
+    ) -> Edit {
         if bases.is_empty() {
             return Edit::whole(page);
         }
@@ -151,20 +263,30 @@ impl Matcher {
         bases
             .iter()
             .for_each(|base| self.text.extend_from_slice(*base));
-        self.text.extend_from_slice(&[0; WORD]);
         if effort.chain > 0 {
             self.index(effort.step);
         }
         let mut edit = Edit::default();
+        edit.tokens.reserve(256);
+        edit.literals.reserve(512);
+        edit.literal_runs.reserve(64);
         let mut state = State {
             page,
             text: &self.text,
+            anchors,
             literal_start: 0,
             source_end: 0,
         };
         let mut position = 0;
         while position + MIN_COPY <= PAGE_BYTES {
-            let Some(found) = self.best(&state, position, effort) else {
+            let found = match effort.chain {
+                0 => state.quick(position, effort.patience),
+                _ => self.best(&state, position, effort),
+            };
+            let Some(found) = found else {
+                if effort.chain == 0 {
+                    break;
+                }
                 position += 1 + ((position - state.literal_start) >> effort.patience);
                 continue;
             };
@@ -273,7 +395,7 @@ fn read8(bytes: &[u8]) -> u64 {
 }
 
 #[inline]
-fn read4(bytes: &[u8]) -> u32 {
+pub(super) fn read4(bytes: &[u8]) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&bytes[..4]);
     u32::from_le_bytes(word)
@@ -281,7 +403,7 @@ fn read4(bytes: &[u8]) -> u32 {
 
 /// Length of the common start of two slices of one length.
 #[inline]
-fn common(a: &[u8], b: &[u8]) -> usize {
+pub(super) fn common(a: &[u8], b: &[u8]) -> usize {
     let mut at = 0;
     for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
         let difference = read8(a) ^ read8(b);

@@ -3,6 +3,7 @@
 
 pub(crate) mod edit;
 pub(crate) mod group;
+pub(crate) mod guess;
 pub(crate) mod matcher;
 pub(crate) mod sample;
 pub(crate) mod squeeze;

@@ -1,16 +1,24 @@
 //! Finding pages that share fragments: hashes of 32-byte windows, sampled by value, so that a
 //! fragment is sampled alike wherever it lies.
 
+use super::matcher::Anchor;
 use crate::id::{PAGE_BYTES, Page};
 use crate::index::Item;
 
 /// One window in 2^SAMPLE_BITS is sampled.
 const SAMPLE_BITS: u32 = 5;
+/// Bytes of a window: those that the rolling hash depends on.
+pub(crate) const WINDOW: usize = 32;
+/// Parts of a page that are hashed side by side.
+const LANES: usize = 4;
+const LANE: usize = PAGE_BYTES / LANES;
 /// Pages that [`select`] compares with each other.
-const MOST_HOLDERS: usize = 64;
+const MOST_HOLDERS: usize = 48;
+/// Samples that [`select`] looks for.
+const MOST_WANTED: usize = 192;
 /// The less, the more [`select`] prefers cheap pages.
 const COST_WEIGHT: u32 = 12;
-/// Entries a bucket of the table holds.
+/// Entries a bucket of the table holds: one cache line.
 const WAYS: usize = 4;
 
 /// A sampled window: hash, and the offset of its last byte.
@@ -40,16 +48,44 @@ const fn gear() -> [u32; 256] {
 /// The samples of a page. Windows of one repeated byte are passed over: they match everywhere.
 pub(crate) fn samples(page: &Page, out: &mut Vec<Sample>) {
     out.clear();
-    let mut hash = 0u32;
-    for (at, &byte) in page.iter().enumerate() {
-        hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
-        if hash >> (32 - SAMPLE_BITS) == 0 && at >= 31 && !is_flat(&page[at - 15..=at]) {
-            out.push(Sample {
-                hash,
-                end: at as u16,
-            });
+    let mut found = [[0u16; LANE]; LANES];
+    let mut counts = [0usize; LANES];
+    let mut hashes = [0u32; LANES];
+    for (lane, hash) in hashes.iter_mut().enumerate().skip(1) {
+        for &byte in &page[lane * LANE - WINDOW..lane * LANE] {
+            *hash = roll(*hash, byte);
         }
     }
+    // Each step of a rolling hash waits for the one before, so several run side by side.
+    for step in 0..LANE {
+        for lane in 0..LANES {
+            let hash = roll(hashes[lane], page[lane * LANE + step]);
+            hashes[lane] = hash;
+            found[lane][counts[lane]] = step as u16;
+            counts[lane] += usize::from(hash >> (32 - SAMPLE_BITS) == 0);
+        }
+    }
+    for lane in 0..LANES {
+        for &step in &found[lane][..counts[lane]] {
+            let end = lane * LANE + usize::from(step);
+            if end < WINDOW - 1 {
+                continue;
+            }
+            let window = &page[end + 1 - WINDOW..=end];
+            if !is_flat(&window[WINDOW / 2..]) {
+                let hash = window.iter().fold(0, |hash, &byte| roll(hash, byte));
+                out.push(Sample {
+                    hash,
+                    end: end as u16,
+                });
+            }
+        }
+    }
+}
+
+#[inline]
+fn roll(hash: u32, byte: u8) -> u32 {
+    (hash << 1).wrapping_add(GEAR[usize::from(byte)])
 }
 
 fn is_flat(window: &[u8]) -> bool {
@@ -60,6 +96,8 @@ fn is_flat(window: &[u8]) -> bool {
 struct Entry {
     hash: u32,
     item: Item,
+    end: u16,
+    cost: u8,
 }
 
 const EMPTY: Entry = Entry {
@@ -68,19 +106,25 @@ const EMPTY: Entry = Entry {
         pack: u32::MAX,
         ordinal: u32::MAX,
     },
+    end: 0,
+    cost: 0,
 };
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Bucket([Entry; WAYS]);
 
 /// The sampled windows of recent pages; bounded, the oldest entry of a bucket goes first.
 pub(crate) struct SampleIndex {
-    buckets: Vec<[Entry; WAYS]>,
+    buckets: Vec<Bucket>,
 }
 
 impl SampleIndex {
     /// A table of at most `bytes` (rounded down to a power of two of buckets).
     pub(crate) fn new(bytes: usize) -> Self {
-        let buckets = (bytes / size_of::<[Entry; WAYS]>()).max(1);
+        let buckets = (bytes / size_of::<Bucket>()).max(1);
         Self {
-            buckets: vec![[EMPTY; WAYS]; 1 << buckets.ilog2()],
+            buckets: vec![Bucket([EMPTY; WAYS]); 1 << buckets.ilog2()],
         }
     }
 
@@ -88,11 +132,11 @@ impl SampleIndex {
         hash.wrapping_mul(0x9e37_79b1) as usize & (self.buckets.len() - 1)
     }
 
-    /// Adds a page's samples.
-    pub(crate) fn insert(&mut self, item: Item, samples: &[Sample]) {
+    /// Adds the samples of a page that takes `cost` to decode.
+    pub(crate) fn insert(&mut self, item: Item, cost: u8, samples: &[Sample]) {
         for sample in samples {
             let at = self.bucket(sample.hash);
-            let bucket = &mut self.buckets[at];
+            let bucket = &mut self.buckets[at].0;
             if bucket[0].hash == sample.hash && bucket[0].item == item {
                 continue;
             }
@@ -100,13 +144,15 @@ impl SampleIndex {
             bucket[0] = Entry {
                 hash: sample.hash,
                 item,
+                end: sample.end,
+                cost,
             };
         }
     }
 
     /// Forgets pages.
     pub(crate) fn forget(&mut self, gone: impl Fn(Item) -> bool) {
-        for entry in self.buckets.iter_mut().flatten() {
+        for entry in self.buckets.iter_mut().flat_map(|bucket| &mut bucket.0) {
             if gone(entry.item) {
                 *entry = EMPTY;
             }
@@ -114,83 +160,139 @@ impl SampleIndex {
     }
 
     /// Pages that hold the window, latest first.
-    pub(crate) fn holders(&self, hash: u32) -> impl Iterator<Item = Item> + '_ {
+    fn holders(&self, hash: u32) -> impl Iterator<Item = &Entry> + '_ {
         let bucket = &self.buckets[self.bucket(hash)];
-        bucket
-            .iter()
-            .filter(move |e| e.hash == hash && e.item != EMPTY.item)
-            .map(|e| e.item)
+        let matching = move |e: &&Entry| e.hash == hash && e.item != EMPTY.item;
+        bucket.0.iter().filter(matching)
+    }
+}
+
+/// Pages found by what they share with a page, and where.
+#[derive(Default)]
+pub(crate) struct Similar {
+    pub(crate) items: Vec<Item>,
+    /// By position; bases count through `items`.
+    pub(crate) anchors: Vec<Anchor>,
+}
+
+/// A page that holds some of the wanted samples.
+struct Holder {
+    item: Item,
+    cost: u8,
+    /// Which of the wanted.
+    covers: [u64; MOST_WANTED / 64],
+}
+
+impl Holder {
+    fn count(&self) -> u32 {
+        self.covers.iter().map(|word| word.count_ones()).sum()
+    }
+
+    fn worth(&self) -> u32 {
+        self.count() * 64 / (COST_WEIGHT + u32::from(self.cost))
     }
 }
 
 /// Up to `most` pages that together hold most of the wanted samples, and cost no more than is
-/// `left`: again and again the page that holds most of those not covered yet for its cost. `cost`
-/// says what a page costs, or that it is not to be taken.
+/// `left`: again and again the page that holds most of those not covered yet for its cost.
 pub(crate) fn select(
     index: &SampleIndex,
     wanted: &[Sample],
     most: usize,
-    mut cost: impl FnMut(Item) -> Option<u8>,
-    left: &mut u8,
-) -> Vec<Item> {
-    let wanted = &wanted[..wanted.len().min(256)];
-    let mut holders: Vec<(Item, u8, [u64; 4])> = Vec::new();
+    allowed: impl Fn(Item) -> bool,
+    mut left: u8,
+) -> Similar {
+    if left == 0 {
+        return Similar::default();
+    }
+    let wanted = &wanted[..wanted.len().min(MOST_WANTED)];
+    let mut holders: Vec<Holder> = Vec::with_capacity(MOST_HOLDERS);
+    // Holder, sample, end of the window in the holder.
+    let mut hits: Vec<(u8, u8, u16)> = Vec::with_capacity(2 * wanted.len());
+    let mut last = 0;
     for (number, sample) in wanted.iter().enumerate() {
-        for item in index.holders(sample.hash) {
-            let mask = 1u64 << (number % 64);
-            let at = holders
-                .iter()
-                .position(|(held, ..)| *held == item)
-                .unwrap_or(holders.len());
-            if at == holders.len() {
-                if at == MOST_HOLDERS {
+        for entry in index.holders(sample.hash) {
+            if holders.get(last).is_none_or(|h| h.item != entry.item) {
+                let known = holders.iter().position(|h| h.item == entry.item);
+                last = known.unwrap_or(holders.len());
+            }
+            if last == holders.len() {
+                if last == MOST_HOLDERS || entry.cost > left || !allowed(entry.item) {
                     continue;
                 }
-                holders.push((item, cost(item).unwrap_or(u8::MAX), [0; 4]));
+                holders.push(Holder {
+                    item: entry.item,
+                    cost: entry.cost,
+                    covers: [0; _],
+                });
             }
-            holders[at].2[number / 64] |= mask;
+            holders[last].covers[number / 64] |= 1 << (number % 64);
+            hits.push((last as u8, number as u8, entry.end));
         }
     }
     let mut chosen = Vec::new();
     while chosen.len() < most {
-        holders.retain(|(_, cost, _)| *cost <= *left);
-        let count = |covers: &[u64; 4]| covers.iter().map(|word| word.count_ones()).sum::<u32>();
-        let worth = |(_, cost, covers): &(Item, u8, [u64; 4])| {
-            count(covers) * 64 / (COST_WEIGHT + u32::from(*cost))
-        };
-        let Some(best) = (0..holders.len()).max_by_key(|&i| worth(&holders[i])) else {
+        let affordable = (0..holders.len()).filter(|&i| holders[i].cost <= left);
+        let Some(best) = affordable.max_by_key(|&i| holders[i].worth()) else {
             break;
         };
-        let (item, cost, covered) = holders.swap_remove(best);
-        if count(&covered) == 0 {
+        if holders[best].count() == 0 {
             break;
         }
-        *left -= cost;
-        chosen.push(item);
-        for (_, _, covers) in &mut holders {
-            covers
-                .iter_mut()
-                .zip(covered)
-                .for_each(|(word, gone)| *word &= !gone);
+        left -= holders[best].cost;
+        chosen.push(best);
+        let covered = holders[best].covers;
+        for holder in &mut holders {
+            let words = holder.covers.iter_mut().zip(covered);
+            words.for_each(|(word, gone)| *word &= !gone);
         }
     }
-    chosen
+    let anchors = hits.iter().filter_map(|&(holder, number, end)| {
+        let base = chosen.iter().position(|&c| c == usize::from(holder))?;
+        Some(Anchor {
+            end: wanted[usize::from(number)].end,
+            base: base as u8,
+            base_end: end,
+        })
+    });
+    Similar {
+        anchors: anchors.collect(),
+        items: chosen.iter().map(|&c| holders[c].item).collect(),
+    }
 }
 
-/// Only the samples whose windows lie in literal runs.
-pub(crate) fn in_runs(samples: &[Sample], runs: &[(u16, u16)]) -> Vec<Sample> {
-    let mut bits = [0u64; PAGE_BYTES / 64];
-    for &(start, count) in runs {
-        for at in start..start + count {
-            bits[usize::from(at) / 64] |= 1 << (at % 64);
-        }
+/// Where the wanted windows lie in an old version of the page.
+pub(crate) fn moved(wanted: &[Sample], old: &[Sample]) -> Vec<Anchor> {
+    const SLOTS: usize = 512;
+    let mut slots = [0u8; SLOTS];
+    let old = &old[..old.len().min(255)];
+    for (number, sample) in (1..).zip(old) {
+        slots[sample.hash as usize % SLOTS] = number;
     }
-    let set = |at: usize| bits[at / 64] >> (at % 64) & 1 == 1;
-    samples
-        .iter()
-        .copied()
-        .filter(|s| set(usize::from(s.end)) && set(usize::from(s.end) - 15))
-        .collect()
+    let anchors = wanted.iter().filter_map(|sample| {
+        let number = slots[sample.hash as usize % SLOTS].checked_sub(1)?;
+        let found = old[usize::from(number)];
+        (found.hash == sample.hash).then_some(Anchor {
+            end: sample.end,
+            base: 0,
+            base_end: found.end,
+        })
+    });
+    anchors.collect()
+}
+
+/// Only the samples of which the second half of the window lies in one literal run.
+pub(crate) fn in_runs(samples: &[Sample], runs: &[(u16, u16)]) -> Vec<Sample> {
+    let mut runs = runs.iter().peekable();
+    let inside = |sample: &&Sample| {
+        while runs
+            .next_if(|(start, count)| start + count <= sample.end)
+            .is_some()
+        {}
+        let run = runs.peek();
+        run.is_some_and(|(start, _)| start + WINDOW as u16 / 2 <= sample.end + 1)
+    };
+    samples.iter().filter(inside).copied().collect()
 }
 
 #[cfg(test)]
@@ -216,8 +318,14 @@ mod tests {
             pack: 1,
             ordinal: 2,
         };
-        index.insert(item, &of_source);
-        assert_eq!(select(&index, &of_page, 3, |_| Some(1), &mut 1), [item]);
-        assert_eq!(select(&index, &of_page, 3, |_| Some(2), &mut 1), []);
+        index.insert(item, 2, &of_source);
+        let found = select(&index, &of_page, 3, |_| true, 2);
+        assert_eq!(found.items, [item]);
+        assert!(found.anchors.len() > 10);
+        for anchor in moved(&of_page, &of_source).iter().chain(&found.anchors) {
+            assert_eq!(anchor.base_end - anchor.end, 2000 - 101);
+        }
+        assert_eq!(select(&index, &of_page, 3, |_| true, 1).items, []);
+        assert_eq!(select(&index, &of_page, 3, |_| false, 2).items, []);
     }
 }

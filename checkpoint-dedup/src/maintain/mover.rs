@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::items::ItemSet;
 use super::progress::Progress;
 use super::recompress::{Recompressor, THOROUGH_LEVEL, Wanted};
@@ -20,6 +22,10 @@ use crate::writer::packer::{GROUP_ITEMS, GROUP_RAW, PACK_BYTES};
 
 /// Level of zstd; maintenance has time.
 const LEVEL: i32 = 6;
+/// Pages that all threads look for encodings of at once, before their successors may build on them.
+const RECOMPRESSED_TOGETHER: usize = 512;
+/// Groups that all threads compress at once.
+const SQUEEZED_TOGETHER: usize = 64;
 
 /// Moves items. What was moved is visible after [`Mover::finish`] only.
 pub(super) struct Mover<'a> {
@@ -30,6 +36,10 @@ pub(super) struct Mover<'a> {
     records: Vec<Record>,
     items: Vec<NewItem>,
     raw: usize,
+    /// Groups on their way into the pack.
+    full: Vec<(Vec<Record>, Vec<NewItem>)>,
+    /// Pages of the pack at hand that recompression has not looked at yet.
+    waiting: Vec<(Wanted, NewItem)>,
     /// For bases that go: an item that was encoded against them and holds much of them.
     heirs: HashMap<Item, Item>,
     covered: Vec<Covered>,
@@ -68,6 +78,8 @@ impl<'a> Mover<'a> {
             records: Vec::new(),
             items: Vec::new(),
             raw: 0,
+            full: Vec::new(),
+            waiting: Vec::new(),
             heirs: HashMap::new(),
             covered: Vec::new(),
             written: Vec::new(),
@@ -122,9 +134,10 @@ impl<'a> Mover<'a> {
                 .map(|(index, item)| (index, item, new(index, item)))
                 .collect();
             if self.recompressor.is_some() && group.chunk().is_none() {
-                self.recompress(meta, &group, &wanted)?;
+                self.wait(meta, &group, &wanted)?;
                 continue;
             }
+            self.recompress()?;
             for (index, item, new) in wanted {
                 match group.chunk() {
                     Some(bytes) => self.chunk(new, bytes)?,
@@ -132,34 +145,41 @@ impl<'a> Mover<'a> {
                 }
             }
         }
-        Ok(())
+        self.recompress()
     }
 
-    /// Moves pages of a group, each in the smaller of its old encoding and one that is looked for.
-    fn recompress(
+    /// Takes pages of a group for recompression.
+    fn wait(
         &mut self,
         meta: &Arc<PackMeta>,
         group: &Group,
         wanted: &[(u32, Item, NewItem)],
     ) -> Result<(), Error> {
-        let Some(mut recompressor) = self.recompressor.take() else {
-            return Ok(());
-        };
-        let mut pages = Vec::with_capacity(wanted.len());
         for &(index, item, new) in wanted {
             let place = meta.place_of(index);
             let (tokens, literals) = group.edit(place.slot as usize).unwrap_or_default();
-            pages.push(Wanted {
+            let page = Wanted {
                 item,
                 cost: new.cost,
                 bases: self.store.base_items(meta, group, place)?,
                 tokens: tokens.to_vec(),
                 literals: literals.to_vec(),
-            });
+            };
+            self.waiting.push((page, new));
         }
-        let chosen = recompressor.smaller(pages)?;
-        self.recompressor = Some(recompressor);
-        for (page, &(_, _, new)) in chosen.into_iter().zip(wanted) {
+        match self.waiting.len() >= RECOMPRESSED_TOGETHER {
+            true => self.recompress(),
+            false => Ok(()),
+        }
+    }
+
+    /// Moves the pages that wait, each in the smaller of its old encoding and one that is looked for.
+    fn recompress(&mut self) -> Result<(), Error> {
+        let Some(recompressor) = &mut self.recompressor else {
+            return Ok(());
+        };
+        let (pages, new): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().unzip();
+        for (page, new) in recompressor.smaller(pages)?.into_iter().zip(new) {
             self.record(&page.bases, page.tokens, page.literals, new)?;
         }
         Ok(())
@@ -168,6 +188,7 @@ impl<'a> Mover<'a> {
     /// Adds a chunk of a blob under an address it has already.
     pub(super) fn chunk(&mut self, new: NewItem, bytes: &[u8]) -> Result<(), Error> {
         self.close_group();
+        self.squeeze_groups();
         let stored = encode_chunk(self.builder.group_name(0), bytes, self.level);
         self.builder.push_group(GroupKind::Chunk, &stored, &[new]);
         self.close_pack_if_full()
@@ -273,8 +294,24 @@ impl<'a> Mover<'a> {
                 std::mem::take(&mut self.records),
                 std::mem::take(&mut self.items),
             );
-            let stored = encode_pages(self.builder.group_name(0), &records, self.level);
-            self.builder.push_group(GroupKind::Pages, &stored, &items);
+            self.full.push((records, items));
+        }
+        if self.full.len() >= SQUEEZED_TOGETHER {
+            self.squeeze_groups();
+        }
+    }
+
+    /// Compresses the groups that are complete.
+    fn squeeze_groups(&mut self) {
+        let full = std::mem::take(&mut self.full);
+        let (builder, level) = (&self.builder, self.level);
+        let stored: Vec<Vec<u8>> = full
+            .par_iter()
+            .enumerate()
+            .map(|(ahead, (records, _))| encode_pages(builder.group_name(ahead), records, level))
+            .collect();
+        for (stored, (_, items)) in stored.iter().zip(&full) {
+            self.builder.push_group(GroupKind::Pages, stored, items);
         }
     }
 
@@ -287,6 +324,7 @@ impl<'a> Mover<'a> {
 
     fn close_pack(&mut self) -> Result<(), Error> {
         self.close_group();
+        self.squeeze_groups();
         if self.builder.items() == 0 {
             return Ok(());
         }

@@ -75,7 +75,7 @@ impl<'a> Recompressor<'a> {
             .collect::<Result<_, _>>()?;
         for (wanted, (improved, samples)) in pages.iter().zip(found) {
             self.improved += u64::from(improved);
-            self.similar.insert(wanted.item, &samples);
+            self.similar.insert(wanted.item, wanted.cost, &samples);
         }
         Ok(pages)
     }
@@ -90,7 +90,7 @@ impl<'a> Recompressor<'a> {
         }
         let (bases, cost) = (&wanted.bases, wanted.cost);
         let again = encode_again(&page, bases, cost, &own, self)?;
-        let size = |tokens: &[u8], literals: &[u8]| literals.len() * 7 / 8 + tokens.len() * 3 / 4;
+        let size = |tokens: &[u8], literals: &[u8]| literals.len() / 2 + tokens.len() * 3 / 4;
         let old = size(&wanted.tokens, &wanted.literals);
         let improved = again.cost <= wanted.cost && again.edit.estimate() < old;
         if improved {

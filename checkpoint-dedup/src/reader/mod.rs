@@ -429,7 +429,7 @@ impl LogSegment {
 pub(crate) fn read_content(store: &Store, content: Content, page: &mut Page) -> Result<(), Error> {
     match content {
         Content::Fill(word) => write_fill(word, page),
-        Content::Item(item) => page.copy_from_slice(&*store.page(item)?),
+        Content::Item(item) => store.page_into(item, page)?,
     }
     Ok(())
 }

@@ -6,12 +6,12 @@ use rayon::prelude::*;
 
 use super::{Chain, layer_of, read_content};
 use crate::error::Error;
-use crate::id::{Frame, PAGE_BYTES, Page, PageRef, fill_of};
+use crate::id::{Frame, PAGE_BYTES, Page, PageRef, fill_of, write_fill};
 use crate::map::{Content, Layer};
 use crate::store::Store;
 
-/// Frames that one task restores.
-const RESTORE_FRAMES: usize = 256;
+/// Pages that one task restores.
+const RESTORE_PAGES: usize = 512;
 
 /// A page space of a checkpoint; cheap to clone, readable from any thread.
 #[derive(Clone)]
@@ -116,38 +116,25 @@ impl SpaceView {
             )));
         }
         let map = self.full_map();
-        let contents: Vec<(Frame, Content)> = map.iter().collect();
-        memory
-            .par_chunks_mut(RESTORE_FRAMES * PAGE_BYTES)
-            .enumerate()
-            .try_for_each(|(chunk, memory)| {
-                let first = (chunk * RESTORE_FRAMES) as u32;
-                restore_chunk(&self.store, &contents, first, memory)
-            })
-    }
-}
-
-/// Restores consecutive frames from `first`.
-fn restore_chunk(
-    store: &Store,
-    contents: &[(Frame, Content)],
-    first: u32,
-    memory: &mut [u8],
-) -> Result<(), Error> {
-    let mut at = contents.partition_point(|(frame, _)| frame.0 < first);
-    for (frame, page) in (first..).zip(memory.chunks_exact_mut(PAGE_BYTES)) {
-        let page: &mut Page = page.try_into().expect("chunks_exact_mut gives pages");
-        let content = match contents.get(at) {
-            Some(&(found, content)) if found.0 == frame => {
-                at += 1;
-                content
+        let mut contents = map.iter().peekable();
+        let (mut fills, mut items) = (Vec::new(), Vec::new());
+        for (frame, page) in (0..).map(Frame).zip(memory.as_chunks_mut().0) {
+            match contents.next_if(|(named, _)| *named == frame) {
+                Some((_, Content::Item(item))) => items.push((item, page)),
+                Some((_, Content::Fill(word))) => fills.push((word, page)),
+                None => fills.push((0, page)),
             }
-            _ => Content::Fill(0),
-        };
-        // Fresh memory is zero already, and touching it would cost the caller real pages.
-        if content != Content::Fill(0) || fill_of(page) != Some(0) {
-            read_content(store, content, page)?;
         }
+        fills.par_iter_mut().for_each(|(word, page)| {
+            // Fresh memory is zero already, and touching it would cost the caller real pages.
+            if fill_of(page) != Some(*word) {
+                write_fill(*word, page);
+            }
+        });
+        // In the order in which they are stored, so that each group is decoded once.
+        items.par_sort_unstable_by_key(|(item, _)| *item);
+        items
+            .par_chunks_mut(RESTORE_PAGES)
+            .try_for_each(|items| self.store.pages_into(items))
     }
-    Ok(())
 }

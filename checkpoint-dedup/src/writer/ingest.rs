@@ -258,7 +258,7 @@ impl Pipeline {
             ordinal,
         };
         if encoded.cost <= CHEAP {
-            self.similar.insert(item, &encoded.samples);
+            self.similar.insert(item, encoded.cost, &encoded.samples);
         }
         if let Some((space, frame)) = at {
             self.keep_anchor(space, frame, encoded.cost);

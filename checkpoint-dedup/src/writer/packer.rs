@@ -14,7 +14,7 @@ use crate::pack::{self, NewItem, PackBuilder};
 use crate::store::Store;
 
 /// Most raw bytes of the two streams of a group: what a reader of one page must decode.
-pub(crate) const GROUP_RAW: usize = 16 << 10;
+pub(crate) const GROUP_RAW: usize = 8 << 10;
 /// Most pages of a group.
 pub(crate) const GROUP_ITEMS: usize = 64;
 /// A pack is closed at this size.
