@@ -76,6 +76,8 @@ pub(super) struct Run<'a, V> {
     early_entries: u64,
     /// Number of the fact about a page that the last state did not fit.
     pub(super) suspect: usize,
+    /// [`ReplayVcpu::spurious_faults`] where the replay got furthest, and at which event that was.
+    furthest: (usize, u64),
     /// See [`Run::find_bound`].
     bound: (Range<usize>, Position),
 }
@@ -107,6 +109,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             frames_compared: 0,
             early_entries: 0,
             suspect: 0,
+            furthest: (0, 0),
             bound: (0..0, Position::default()),
         })
     }
@@ -152,6 +155,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             steps: Steps(position.steps.0.saturating_sub(start.steps.0)),
             frames_compared: self.frames_compared,
             early_entries: self.early_entries,
+            met_furthest: self.furthest.1,
             resolved: self.resolved,
             search: self.search,
         })
@@ -344,6 +348,9 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     /// Does what happened to the guest here.
     fn apply(&mut self, event: &Async) -> Way<()> {
         self.resolved.push(self.position()?);
+        if self.cursor.next >= self.furthest.0 {
+            self.furthest = (self.cursor.next, self.vcpu.spurious_faults().0);
+        }
         match &event.effect {
             Effect::Interrupt(vector) => {
                 if !self.vcpu.interrupt_window_open() {
