@@ -13,4 +13,4 @@ pub mod selfcheck;
 pub mod sys;
 pub mod trace;
 
-pub use exec::{Engine, EngineCounters, EngineOptions};
+pub use exec::{Engine, EngineCounters, EngineOptions, SpuriousFault};

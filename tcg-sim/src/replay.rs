@@ -13,6 +13,7 @@ mod place;
 mod registers;
 mod run;
 mod spin;
+mod spurious;
 mod tables;
 mod vcpu;
 mod verify;
@@ -20,6 +21,7 @@ mod verify;
 pub use bisect::{Comparison, FirstDifference, Side, bisect};
 pub use engine::{Instrumented, replay_with};
 pub use registers::{RegisterDifference, differences as register_differences};
+pub use spurious::find_spurious_fault;
 pub use vcpu::{Arrival, Arrived, ReplayVcpu, arrive_by_steps};
 
 use machine::checkpoint::{Checkpoint, CheckpointSource, StoreError};
@@ -218,6 +220,8 @@ pub struct Report {
     pub resolved: Vec<Position>,
     /// What searching took.
     pub search: SearchCounts,
+    /// Of the writes that [`ReplayVcpu::spurious_faults`] counts, those before the last event that was found.
+    pub met_furthest: u64,
 }
 
 /// Replays an interval on `vcpu`, which runs on `ram`: fresh, its pages those of the checkpoint that

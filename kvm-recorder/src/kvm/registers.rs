@@ -109,7 +109,13 @@ pub(super) fn from_sregs(state: &mut CpuState, sregs: &kvm_sregs) {
 /// guest can see, one value: zero, but for the bases of FS and GS, which are MSRs, and the privilege
 /// level in SS, which is the processor's.
 pub(super) fn settle(state: &mut CpuState) {
+    let code_64 = state.segs[Seg::Cs as usize].long_mode();
     let CpuState { segs, ldtr, tr, .. } = state;
+    // KVM's emulator gives a null SS, which 64-bit code may have, a descriptor of its own making.
+    let ss = &mut segs[Seg::Ss as usize];
+    if code_64 && ss.selector & !3 == 0 {
+        ss.attributes &= DPL;
+    }
     for (index, segment) in segs.iter_mut().enumerate() {
         if segment.present() {
             continue;
@@ -211,6 +217,24 @@ mod tests {
         from_sregs(&mut back, &to_sregs(&state));
         settle(&mut state);
         assert_eq!(back, state);
+    }
+
+    #[test]
+    fn a_null_stack_segment_is_unusable_in_64_bit_code() {
+        let mut state = CpuState::long_mode(0, 0, 0);
+        let made_up = Segment {
+            selector: 0,
+            attributes: 0xc093,
+            limit: 0xfff,
+            base: 0,
+        };
+        state.segs[Seg::Ss as usize] = made_up;
+        settle(&mut state);
+        assert_eq!(state.segs[Seg::Ss as usize], Segment::default());
+        state.segs[Seg::Cs as usize].attributes = 0xc09b;
+        state.segs[Seg::Ss as usize] = made_up;
+        settle(&mut state);
+        assert_eq!(state.segs[Seg::Ss as usize], made_up);
     }
 
     #[test]

@@ -293,6 +293,9 @@ impl Engine {
     pub(super) fn deliver_fault(&mut self, fault: Fault) -> Left {
         self.pull();
         self.add_steps(1);
+        if let (Some(remembered), Some(address)) = (&mut self.soft.remembered, fault.cr2) {
+            remembered.delivered(self.cpu.rip, address);
+        }
         if self.deliver(Event::fault(fault)) {
             Left::Boundary
         } else {

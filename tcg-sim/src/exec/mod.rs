@@ -17,6 +17,7 @@ mod image;
 mod instruments;
 mod operand;
 mod pieces;
+mod remembered;
 mod soft;
 mod space;
 mod step;
@@ -27,6 +28,7 @@ pub(crate) use arrive::Target;
 pub use counters::EngineCounters;
 pub use engine::{Engine, EngineOptions};
 pub(crate) use host::HostCpu;
+pub use remembered::SpuriousFault;
 
 use crate::sys;
 use machine::cpuid::CpuidTable;

@@ -10,6 +10,7 @@ use super::counters::EngineCounters;
 use super::direct::Direct;
 use super::frames::{CODE, Dependents, Frames, TABLE, Writers};
 use super::host::HostCpu;
+use super::remembered::Remembered;
 use super::space::Space;
 use crate::instrument::probe::{Probe, Probed};
 use crate::jit::block::BlockId;
@@ -55,6 +56,8 @@ pub(crate) struct Soft {
     /// Where blocks end early, because a state is looked for there.
     pub(super) watch: Watch,
     pub(crate) probe: Probe,
+    /// What hardware may remember, where that is looked at.
+    pub(super) remembered: Option<Remembered>,
 }
 
 impl Soft {
@@ -79,6 +82,7 @@ impl Soft {
             counters: EngineCounters::default(),
             watch: Watch::default(),
             probe: Probe::default(),
+            remembered: None,
         }
     }
 
@@ -106,6 +110,9 @@ impl Soft {
     /// Makes the tables of `cr3` current, with the registers of the old ones.
     pub(crate) fn switch_space(&mut self, cr3: u64) {
         self.uses += 1;
+        if let Some(remembered) = &mut self.remembered {
+            remembered.clear();
+        }
         if self.spaces[self.current].cr3 == cr3 {
             return;
         }
@@ -245,6 +252,9 @@ impl Soft {
             return Err(Fault::GP0);
         }
         self.counters.walks += 1;
+        if let Some(fault) = self.spurious_fault(cpu, va, access) {
+            return Err(fault);
+        }
         let paging = Paging::of(cpu);
         let mapping = walk(self, &paging, va, access).map_err(|f| Fault::page(va, f.error))?;
         let tables = &mapping.frames[..usize::from(mapping.levels)];
@@ -255,6 +265,7 @@ impl Soft {
             }
             self.mark_table(*gfn, 4 - index as u8, va, mapping.frames[0]);
         }
+        self.remember(va, access, mapping.writable);
         Ok(mapping)
     }
 

@@ -141,6 +141,18 @@ impl Vcpu for Engine {
 }
 
 impl Engine {
+    /// Numbers the writes from here on at which hardware that remembers an older translation may take a page
+    /// fault, and takes the one that `fault_at` says.
+    pub fn remember_translations(&mut self, fault_at: Option<u64>) {
+        self.soft.remembered = Some(super::remembered::Remembered::new(fault_at));
+    }
+
+    /// How many such writes there were, and the fault that was taken.
+    pub(crate) fn spurious_faults(&self) -> (u64, Option<super::SpuriousFault>) {
+        let remembered = self.soft.remembered.as_ref();
+        remembered.map_or((0, None), |remembered| remembered.met())
+    }
+
     /// Which frames were walked as page tables.
     pub(crate) fn page_tables(&self) -> &super::frames::Frames {
         &self.soft.frames

@@ -2,9 +2,9 @@
 
 use super::vcpu::{Arrival, Arrived, ReplayVcpu};
 use super::{Interval, Limits, ReplayError, Report, replay};
-use crate::Engine;
 use crate::exec::Target;
 use crate::instrument::{Counts, Instruments};
+use crate::{Engine, SpuriousFault};
 use machine::checkpoint::CheckpointSource;
 use machine::ram::Ram;
 use machine::state::CpuState;
@@ -34,6 +34,14 @@ impl ReplayVcpu for Engine {
 
     fn root_tables(&self) -> BTreeSet<Gfn> {
         self.page_tables().roots().clone()
+    }
+
+    fn remember_translations(&mut self, fault_at: Option<u64>) {
+        Engine::remember_translations(self, fault_at);
+    }
+
+    fn spurious_faults(&self) -> (u64, Option<SpuriousFault>) {
+        Engine::spurious_faults(self)
     }
 
     fn mark(&mut self) {

@@ -78,6 +78,8 @@ pub(super) struct Run<'a, V> {
     early_entries: u64,
     /// Number of the fact about a page that the last state did not fit.
     pub(super) suspect: usize,
+    /// [`ReplayVcpu::spurious_faults`] where the replay got furthest, and at which event that was.
+    furthest: (usize, u64),
     /// See [`Run::find_bound`].
     bound: (Range<usize>, Position),
 }
@@ -110,6 +112,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             frames_compared: 0,
             early_entries: 0,
             suspect: 0,
+            furthest: (0, 0),
             bound: (0..0, Position::default()),
         })
     }
@@ -164,6 +167,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             steps: Steps(position.steps.0.saturating_sub(start.steps.0)),
             frames_compared: self.frames_compared,
             early_entries: self.early_entries,
+            met_furthest: self.furthest.1,
             resolved: self.resolved,
             search: self.search,
         })
@@ -368,6 +372,9 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
         let here = self.position()?;
         self.resolved.push(here);
         self.cursor.since = here.steps;
+        if self.cursor.next >= self.furthest.0 {
+            self.furthest = (self.cursor.next, self.vcpu.spurious_faults().0);
+        }
         match &event.effect {
             Effect::Interrupt(vector) => {
                 if !self.vcpu.interrupt_window_open() {

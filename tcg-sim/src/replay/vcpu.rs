@@ -1,5 +1,6 @@
 //! What replay needs of a vCPU beyond [`Vcpu`].
 
+use crate::SpuriousFault;
 use machine::state::CpuState;
 use machine::units::{Gfn, Position};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
@@ -57,6 +58,15 @@ pub trait ReplayVcpu: Vcpu {
     /// The tables that translation started from since the last load.
     fn root_tables(&self) -> BTreeSet<Gfn> {
         BTreeSet::new()
+    }
+
+    /// Numbers the writes from here on at which hardware that remembers a translation from before a page
+    /// became writable may take a page fault, and takes the one that `fault_at` says.
+    fn remember_translations(&mut self, _fault_at: Option<u64>) {}
+
+    /// How many such writes there were, and the fault that was taken.
+    fn spurious_faults(&self) -> (u64, Option<SpuriousFault>) {
+        (0, None)
     }
 
     /// Replay may come back to here ([`ReplayVcpu::go_back`]): what instruments have learned so far
