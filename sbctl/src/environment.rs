@@ -163,7 +163,7 @@ fn json(result: &impl Serialize) -> Result<String> {
 
 /// Prints text with a line feed at its end. A reader that has gone away is no error.
 fn print(out: &mut impl Write, text: impl Display) -> Result<()> {
-    let mut text = text.to_string();
+    let mut text = visible(&text.to_string());
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
@@ -173,6 +173,18 @@ fn print(out: &mut impl Write, text: impl Display) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Text without what a terminal would obey: recordings and results of others are not trusted.
+pub(crate) fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() && !matches!(character, '\n' | '\t') {
+            true => visible.extend(character.escape_default()),
+            false => visible.push(character),
+        }
+    }
+    visible
 }
 
 fn data_home() -> Result<PathBuf> {

@@ -70,10 +70,35 @@ pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     codes.into_iter().next().unwrap_or(Exit::Failed.code())
 }
 
+/// An error and its causes, each once: some name their own cause.
+pub(crate) fn words(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match words.as_str() {
+            "" => words = cause,
+            before if before.ends_with(&cause) => {}
+            _ => words = format!("{words}: {cause}"),
+        }
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use checkpoint_dedup::{Error, FormatError};
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || std::io::Error::other("no space");
+        let told = anyhow::Error::new(cause()).context("cannot write x: no space");
+        assert_eq!(words(&told), "cannot write x: no space");
+        let untold = anyhow::Error::new(cause()).context("cannot write x");
+        assert_eq!(
+            words(&untold.context("recording")),
+            "recording: cannot write x: no space"
+        );
+    }
 
     #[test]
     fn errors_have_the_documented_codes() {

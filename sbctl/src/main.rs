@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     match command(Cli::parse()) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("sbctl: {error:#}");
+            eprintln!("sbctl: {}", environment::visible(&exit::words(&error)));
             exit::code_of(&error).into()
         }
     }

@@ -41,6 +41,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use supervisor::{Order, Supervisor};
 
+/// Most workers: each has a thread and its engine's mappings, and a process may have 65,530 of those.
+const MOST_WORKERS: usize = 4096;
+
 /// Options of `sbctl simulate`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct SimulateArguments {
@@ -151,14 +154,26 @@ impl FromStr for Shard {
 }
 
 impl CommonSimulateArguments {
+    fn check(&self) -> Result<(), Usage> {
+        match self.parallel {
+            Some(0) => Err(Usage("--parallel must be at least 1".into())),
+            Some(workers) if workers > MOST_WORKERS => {
+                Err(Usage(format!("--parallel must be at most {MOST_WORKERS}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn selects(&self, interval: u64) -> bool {
+        self.intervals
+            .is_none_or(|range| (range.start..range.end).contains(&interval))
+    }
+
     fn wants(&self, interval: u64) -> bool {
-        let selected = self
-            .intervals
-            .is_none_or(|range| (range.start..range.end).contains(&interval));
         let sharded = self
             .shard
             .is_none_or(|shard| interval % shard.of == shard.index);
-        selected && sharded
+        self.selects(interval) && sharded
     }
 }
 
@@ -190,9 +205,7 @@ pub(crate) fn execute(
     configuration: &Configuration,
     environment: &Environment,
 ) -> Result<Report> {
-    if arguments.parallel == Some(0) {
-        return Err(Usage("--parallel must be at least 1".into()).into());
-    }
+    arguments.check()?;
     let repository = environment.open()?;
     let source = Source::open(&repository, &arguments.name)?;
     let host = source.host();
@@ -209,7 +222,10 @@ pub(crate) fn execute(
             .filter(|number| arguments.wants(*number)),
     );
     let state = source.refresh()?.state;
-    if wanted.is_empty() && !(arguments.follow && state == RecordingState::Running) {
+    let may_come = arguments.follow && state == RecordingState::Running;
+    // A shard may have nothing to do: there are more batch jobs than intervals.
+    let selected = source.intervals()?.any(|number| arguments.selects(number));
+    if !selected && !may_come {
         bail!(nothing_to_do(&source, arguments)?);
     }
     let done = match arguments.force {
@@ -240,6 +256,7 @@ pub(crate) fn execute(
     let mut report = Report::new(&merged, &results, &wanted, &ran, host_time);
     report.sbctl = environment.command();
     report.host = Some(host);
+    report.state = source.refresh()?.state.as_str();
     Ok(report)
 }
 

@@ -63,6 +63,8 @@ fn a_recorder_killed_anywhere_leaves_what_it_published() {
         assert!(intervals + 1 >= published, "{intervals} of {published}");
         if intervals > 0 {
             assert_eq!(lab.verify(&name), intervals as u64);
+            let said = words(&lab.run(&["verify", &name]));
+            assert!(said.contains("its recorder died"), "{said}");
         }
     }
     let next = lab.record("next", &["--stop-after-insns", "2M"]);

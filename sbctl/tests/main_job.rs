@@ -102,6 +102,12 @@ fn shards_together_are_the_whole() {
         sum += report["intervals"].as_u64().unwrap();
     }
     assert_eq!(sum, intervals);
+    // A batch system may start more jobs than there are intervals.
+    let idle = lab.json(&["simulate", "guest", "--shard", "64/64"]);
+    assert_eq!(
+        (&idle["intervals"], &idle["simulated"]),
+        (&0.into(), &0.into())
+    );
     let joined = lab.path("joined");
     let from = [1, 2, 3].map(|n| lab.path(&format!("shard-{n}")));
     let mut arguments = vec!["merge", "guest", "--out", joined.to_str().unwrap()];
@@ -191,7 +197,7 @@ fn recordings_can_be_looked_into() {
 #[test]
 fn mistakes_are_named_and_have_their_exit_codes() {
     let lab = Lab::new();
-    let rows: [(&[&str], i32, &str); 8] = [
+    let rows: [(&[&str], i32, &str); 9] = [
         (&["simulate", "nothing"], 1, "is not a repository"),
         (&["frobnicate"], 2, "unrecognized subcommand"),
         (
@@ -220,6 +226,7 @@ fn mistakes_are_named_and_have_their_exit_codes() {
             "the range is empty",
         ),
         (&["simulate", "a", "--parallel", "0"], 2, "at least 1"),
+        (&["verify", "a", "--parallel", "5000"], 2, "at most 4096"),
     ];
     for (arguments, code, text) in rows {
         let output = lab.run(arguments);

@@ -4,6 +4,7 @@
 //! A note comes from wherever its recording does, so nothing of it is believed: what is longer than
 //! any build writes is malformed, and only characters that a terminal shows are printed.
 
+use crate::environment::visible;
 use anyhow::{Result, bail};
 use checkpoint_dedup::RecordingName;
 use clap::Args;
@@ -199,8 +200,9 @@ impl HostMatch {
                  if intervals do not verify, this host may differ"
             ),
             Self::Differs { .. } if arguments.allow_host_mismatch => eprintln!(
-                "sbctl: recording {name} was made on another processor: {self}\n\
-                 intervals in which the guest meets these differences do not verify"
+                "sbctl: recording {name} was made on another processor: {}\n\
+                 intervals in which the guest meets these differences do not verify",
+                visible(&self.to_string())
             ),
             Self::Differs { .. } => bail!(
                 "recording {name} was made on another processor: {self}\n\

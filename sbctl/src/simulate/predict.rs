@@ -59,7 +59,10 @@ pub(super) fn predict(
         pages.push(source.changed(number)?.len() as u64);
         let positions = [source.position(number)?, source.position(number + 1)?];
         instructions = match (instructions, positions) {
-            (Some(sum), [Some(start), Some(end)]) => Some(sum + end.steps.0 - start.steps.0),
+            (Some(sum), [Some(start), Some(end)]) => {
+                let steps = end.steps.0.saturating_sub(start.steps.0);
+                Some(u64::saturating_add(sum, steps))
+            }
             _ => None,
         };
     }

@@ -7,6 +7,7 @@ use crate::exit::Exit;
 use crate::quantity::{Bytes, Grouped};
 use crate::recording::{Accelerator, HostMatch, Source};
 use anyhow::Result;
+use checkpoint_dedup::RecordingState;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -49,6 +50,8 @@ pub(crate) struct Report {
     id: String,
     /// How the processor that recorded compares with this host's. Absent where nothing was simulated.
     pub(crate) host: Option<HostMatch>,
+    /// Of the recording: finished, running or dead.
+    pub(crate) state: &'static str,
     evidence: Vec<&'static str>,
     /// Intervals that were asked for.
     pub(crate) intervals: u64,
@@ -156,6 +159,7 @@ impl Report {
             sbctl: "sbctl".into(),
             id: merged.id.clone(),
             host: None,
+            state: "",
             evidence: merged.evidence.clone(),
             intervals,
             verified: intervals - failures.len() as u64 - missing.len() as u64,
@@ -268,6 +272,12 @@ impl fmt::Display for Report {
             writeln!(f, "  before     {before} intervals were done already")?;
         }
         self.write_instruments(f)?;
+        if self.state == RecordingState::Dead.as_str() {
+            writeln!(
+                f,
+                "  recording  its recorder died, so it ends before the guest did"
+            )?;
+        }
         if !self.missing.is_empty() {
             writeln!(f, "  not done   {} intervals", self.missing.len())?;
         }

@@ -148,26 +148,28 @@ impl Results {
         source: &Source,
         configuration: &Configuration,
     ) -> Result<Self> {
-        let directory = root.join(configuration.key());
-        std::fs::create_dir_all(&directory).with_context(|| {
-            let path = directory.display();
-            format!("cannot make {path} for the results; --out DIR puts them elsewhere")
-        })?;
         let this = OfRecording {
             version: VERSION,
             recording: source.info().name.to_string(),
             id: source.id_text(),
         };
         let path = root.join("recording.json");
-        match read_json::<OfRecording>(&path)? {
-            Some(found) if found.id == this.id => {}
-            Some(found) => bail!(
+        let found = read_json::<OfRecording>(&path)?;
+        if let Some(found) = found.as_ref().filter(|found| found.id != this.id) {
+            bail!(
                 "{} holds results of another recording, {} ({})",
                 root.display(),
                 found.recording,
                 found.id
-            ),
-            None => write_json(&path, &this)?,
+            );
+        }
+        let directory = root.join(configuration.key());
+        std::fs::create_dir_all(&directory).with_context(|| {
+            let path = directory.display();
+            format!("cannot make {path} for the results; --out DIR puts them elsewhere")
+        })?;
+        if found.is_none() {
+            write_json(&path, &this)?;
         }
         Ok(Self { directory })
     }
@@ -191,7 +193,16 @@ impl Results {
             (Some(here), _) if proven(&here) => Ok(()),
             (_, Some(there)) => {
                 if let Some(trace) = &there.trace {
-                    self.take_file(other, &trace.file)?;
+                    // Whoever wrote the result may have written anything there.
+                    let name = trace_name(interval);
+                    if trace.file != name {
+                        bail!(
+                            "the result of interval {interval} in {} names another trace, {:?}",
+                            other.directory.display(),
+                            trace.file
+                        );
+                    }
+                    self.take_file(other, &name)?;
                 }
                 self.put(&there)
             }
@@ -209,7 +220,7 @@ impl Results {
 
     /// Where the memory trace of an interval belongs.
     pub(super) fn trace_path(&self, interval: u64) -> PathBuf {
-        self.directory.join(format!("{interval:08}.trace"))
+        self.directory.join(trace_name(interval))
     }
 
     /// The folder.
@@ -232,16 +243,25 @@ impl Results {
         write_json(&self.path(result.interval), result)
     }
 
-    /// Those of `intervals` that are proven.
+    /// Those of `intervals` that are proven, and whose traces are there where there should be one.
     pub(crate) fn verified(&self, intervals: &BTreeSet<u64>) -> Result<BTreeSet<u64>> {
         let mut verified = BTreeSet::new();
         for &interval in intervals {
             let result = self.get(interval)?;
-            if result.is_some_and(|result| result.finding.is_verified()) {
+            if result.is_some_and(|result| result.finding.is_verified() && self.has_trace(&result))
+            {
                 verified.insert(interval);
             }
         }
         Ok(verified)
+    }
+
+    fn has_trace(&self, result: &IntervalResult) -> bool {
+        let Some(trace) = &result.trace else {
+            return true;
+        };
+        let found = std::fs::metadata(self.trace_path(result.interval));
+        found.is_ok_and(|found| found.len() == trace.bytes)
     }
 
     /// Keeps the whole result.
@@ -268,6 +288,10 @@ impl Results {
     }
 }
 
+fn trace_name(interval: u64) -> String {
+    format!("{interval:08}.trace")
+}
+
 /// The folder beside a repository for what is made from its recordings: nothing that is not the
 /// store's own belongs inside.
 pub(crate) fn beside(repository: &Path) -> PathBuf {
@@ -280,7 +304,9 @@ pub(crate) fn beside(repository: &Path) -> PathBuf {
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
