@@ -98,6 +98,11 @@ impl<A: Side, B: Side> Fuzzer<A, B> {
         }
     }
 
+    /// With sequences that another generator makes.
+    pub fn with(self, generator: Generator) -> Self {
+        Self { generator, ..self }
+    }
+
     /// Runs the cases of a range of seeds, adds to the tally, and hands over each difference as found.
     ///
     /// # Errors

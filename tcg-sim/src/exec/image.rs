@@ -131,7 +131,7 @@ impl Engine {
     fn fx_operand(&self, instruction: &Instruction) -> Result<Operand, Fault> {
         let intel = self.soft.host.vendor == Maker::Intel;
         let asked = (intel && self.checks_alignment()).then_some(4);
-        let aligned = |va: u64| match intel && va % 16 != 0 {
+        let aligned = |va: u64| match intel && !va.is_multiple_of(16) {
             true => Err(Fault::GP0),
             false => Ok(()),
         };
