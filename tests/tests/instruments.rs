@@ -15,7 +15,7 @@ use simuboost_tests::differential::image::Images;
 use simuboost_tests::differential::layout::IMAGE_BYTES;
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
-use simuboost_tests::recording::{Machine, TestBus};
+use simuboost_tests::recording::{Machine, TestBus, vague};
 use std::sync::{Arc, Mutex};
 use tcg_sim::instrument::{Counts, Instruments};
 use tcg_sim::replay::{Instrumented, Interval, Limits, Outcome, replay_with};
@@ -217,7 +217,7 @@ fn what_was_learned_on_wrong_ways_to_a_landmark_does_not_count() {
             late_by_steps: 1_000,
         };
         let source = record(seed, Positions::Landmark(kicks));
-        for interval in intervals(&source) {
+        for interval in intervals(&source).into_iter().map(vague) {
             let [_, normal, _] = ways();
             let (chunks, searched) = trace(&source, &interval, normal.clone());
             backtracks += searched.report.search.backtracks;

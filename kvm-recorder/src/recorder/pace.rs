@@ -299,27 +299,29 @@ impl Pace {
         match self.clock.idle(until, moment) {
             Idle::Jumped => {}
             Idle::SleepUntil(host) => {
-                self.sleep(host, control);
+                let sleepy = self.sleep(host, control);
                 self.held = until.filter(|until| {
                     let late = self.clock.now(self.moment(position)).0.checked_sub(until.0);
-                    napped && late.is_some_and(|late| u128::from(late) < MAX_CATCH_UP.as_nanos())
+                    sleepy && late.is_some_and(|late| u128::from(late) < MAX_CATCH_UP.as_nanos())
                 });
             }
             Idle::UntilInput => control.wait(None),
         }
     }
 
-    fn sleep(&mut self, until: HostNanos, control: &Control) {
-        let now = self.started.elapsed().as_nanos() as u64;
-        let Some(left) = until.0.checked_sub(now).filter(|left| *left > 0) else {
-            return;
-        };
+    /// Sleeps until then, or longer if the guest is sleepy. Returns whether it is.
+    fn sleep(&mut self, until: HostNanos, control: &Control) -> bool {
         let sleepy = SLEEPY.iter().find(|(naps, _)| self.naps >= *naps);
-        let longer = sleepy.map_or(Duration::ZERO, |(_, longer)| *longer);
-        control.wait(Some(Duration::from_nanos(left) + longer));
+        let now = self.started.elapsed().as_nanos() as u64;
+        let left = Duration::from_nanos(until.0.saturating_sub(now));
+        if !left.is_zero() {
+            let longer = sleepy.map_or(Duration::ZERO, |(_, longer)| *longer);
+            control.wait(Some(left + longer));
+        }
         if control.has_input() {
             self.naps = 0;
         }
+        sleepy.is_some()
     }
 }
 
