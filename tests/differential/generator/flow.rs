@@ -246,6 +246,30 @@ impl Generator {
         self.push_random(code);
     }
 
+    /// A far return to 32-bit code, then selectors for DS, ES, FS and GS: mostly usable ones.
+    pub(super) fn enter_compat(&mut self) {
+        self.push_value(0x23);
+        let push = Instruction::with1(Code::Pushq_imm32, 0x1000_0000).expect("PUSH encodes");
+        let reference = Reference {
+            place: Place::Immediate,
+            index: self.items.len() + 2,
+            delta: 0,
+        };
+        self.push(Item::referring(push, reference));
+        self.push(Item::new(Instruction::with(Code::Retfq), &[]));
+        for segment in [Register::DS, Register::ES, Register::FS, Register::GS] {
+            if self.rng.percent(60) {
+                let selector = self
+                    .rng
+                    .pick(&[0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x23, 0x33, 0]);
+                let value = Instruction::with2(Code::Mov_r32_imm32, Register::EAX, selector);
+                self.push(Item::new(value.expect("MOV encodes"), &[]));
+                let load = Instruction::with2(Code::Mov_Sreg_r32m16, segment, Register::EAX);
+                self.push(Item::new(load.expect("MOV encodes"), &[]));
+            }
+        }
+    }
+
     fn push_value(&mut self, value: i32) {
         let push = Instruction::with1(Code::Pushq_imm32, value).expect("PUSH encodes");
         self.push(Item::new(push, &[]));

@@ -43,6 +43,8 @@ pub struct Generator {
     image: u8,
     /// First item of the last guard and the first one behind what it guards.
     guarded: Option<(usize, usize)>,
+    /// Sequences begin with a transfer to 32-bit code.
+    compat: bool,
 }
 
 impl Default for Generator {
@@ -58,11 +60,21 @@ impl Default for Generator {
             code_at: CODE.base,
             image: 0,
             guarded: None,
+            compat: false,
         }
     }
 }
 
 impl Generator {
+    /// One whose sequences begin with a transfer to 32-bit code and mostly loads of segment registers.
+    /// What follows is chosen as 64-bit instructions and decoded as 32-bit ones.
+    pub fn of_32_bit_code() -> Self {
+        Self {
+            compat: true,
+            ..Self::default()
+        }
+    }
+
     /// The case of a seed. Equal seeds give equal cases, on every host.
     pub fn case(&mut self, seed: u64) -> Case {
         // Neighbours start over the same memory: less of it changes from one to the next.
@@ -87,6 +99,9 @@ impl Generator {
         self.known = self.start.gpr.map(Some);
         let image = self.image;
         let steps = 1 + self.rng.below(MAX_STEPS);
+        if self.compat {
+            self.enter_compat();
+        }
         for _ in 0..steps {
             self.step();
         }

@@ -1,14 +1,14 @@
 //! Long runs of the differential fuzzer, and single cases.
 //!
-//! `differential [--pair P] [--seeds A..B] [--out DIR] [--jobs N] [--resume]`
+//! `differential [--pair P] [--seeds A..B] [--out DIR] [--jobs N] [--resume] [--compat]`
 //! `differential [--pair P] --case FILE`
 //!
 //! Pairs: `native-engine`, `engine-single` (normal against one-instruction blocks), `native-single`,
 //! `native-native` (is the host deterministic?). Findings are made small and written to DIR as cases;
 //! DIR also holds `progress`, from which `--resume` goes on. `--jobs` starts that many processes, each
 //! with a part of the seeds and a directory of its own, and adds up what they saw. `--case` shows how
-//! the cases of a file, divided by lines `---`, end on both sides. The exit code is 1 if anything
-//! differs.
+//! the cases of a file, divided by lines `---`, end on both sides. With `--compat` sequences begin with a
+//! transfer to 32-bit code. The exit code is 1 if anything differs.
 
 mod progress;
 
@@ -17,6 +17,7 @@ use progress::{Progress, host};
 use simuboost_tests::differential::compare::Finding;
 use simuboost_tests::differential::engine;
 use simuboost_tests::differential::fuzzer::{BATCH, Fuzzer};
+use simuboost_tests::differential::generator::Generator;
 use simuboost_tests::differential::image::Images;
 use simuboost_tests::differential::native::NativeCpu;
 use simuboost_tests::differential::side::Side;
@@ -39,9 +40,21 @@ struct Options {
     out: PathBuf,
     jobs: u64,
     resume: bool,
+    /// Sequences begin in 32-bit code.
+    compat: bool,
     /// The CPU that sequences run on, if it matters which.
     cpu: Option<u32>,
     case: Option<PathBuf>,
+}
+
+impl Options {
+    /// What is compared.
+    fn name(&self) -> String {
+        match self.compat {
+            true => format!("{} in 32-bit code", self.pair),
+            false => self.pair.clone(),
+        }
+    }
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -51,6 +64,7 @@ fn options() -> anyhow::Result<Options> {
         out: PathBuf::from("target/differential"),
         jobs: 1,
         resume: false,
+        compat: false,
         cpu: None,
         case: None,
     };
@@ -58,6 +72,10 @@ fn options() -> anyhow::Result<Options> {
     while let Some(name) = arguments.next() {
         if name == "--resume" {
             options.resume = true;
+            continue;
+        }
+        if name == "--compat" {
+            options.compat = true;
             continue;
         }
         let value = arguments
@@ -125,11 +143,14 @@ fn with_sides(options: &Options) -> anyhow::Result<u64> {
 
 /// Runs on one processor; returns the number of differences.
 fn run<A: Side, B: Side>(mut fuzzer: Fuzzer<A, B>, options: &Options) -> anyhow::Result<u64> {
+    if options.compat {
+        fuzzer = fuzzer.with(Generator::of_32_bit_code());
+    }
     if let Some(file) = &options.case {
         return show(&mut fuzzer, file);
     }
     std::fs::create_dir_all(&options.out)?;
-    let mut progress = Progress::begin(&options.pair, options.seeds.clone());
+    let mut progress = Progress::begin(&options.name(), options.seeds.clone());
     if options.resume {
         progress.resume(&options.out)?;
     }
@@ -215,18 +236,21 @@ fn spread(options: &Options) -> anyhow::Result<u64> {
         if processors > 1 {
             command.args(["--cpu", &(job % processors).to_string()]);
         }
+        if options.compat {
+            command.arg("--compat");
+        }
         if options.resume && out.exists() {
             command.arg("--resume");
         }
         children.push((command.spawn()?, seeds, out));
     }
-    let mut total = Progress::begin(&options.pair, options.seeds.clone());
+    let mut total = Progress::begin(&options.name(), options.seeds.clone());
     for (mut child, seeds, out) in children {
         let status = child.wait()?;
         if !matches!(status.code(), Some(0 | 1)) {
             bail!("the process for seeds {seeds:?} ended with {status}");
         }
-        let mut part = Progress::begin(&options.pair, seeds);
+        let mut part = Progress::begin(&options.name(), seeds);
         part.resume(&out)?;
         total.tally.add(&part.tally);
     }

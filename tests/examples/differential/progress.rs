@@ -86,7 +86,7 @@ impl Progress {
     }
 }
 
-fn counts(tally: &mut Tally) -> [(&'static str, &mut u64); 7] {
+fn counts(tally: &mut Tally) -> [(&'static str, &mut u64); 8] {
     [
         ("sequences", &mut tally.sequences),
         ("instructions", &mut tally.instructions),
@@ -94,6 +94,7 @@ fn counts(tally: &mut Tally) -> [(&'static str, &mut u64); 7] {
         ("undecided", &mut tally.undecided),
         ("outside", &mut tally.outside),
         ("refused", &mut tally.refused),
+        ("unsteady", &mut tally.unsteady),
         ("differences", &mut tally.differences),
     ]
 }
