@@ -13,6 +13,7 @@ mod place;
 mod registers;
 mod run;
 mod spin;
+mod tables;
 mod vcpu;
 mod verify;
 
@@ -210,6 +211,9 @@ pub struct Report {
     pub steps: Steps,
     /// Frames compared at the end.
     pub frames_compared: u64,
+    /// Entries of page tables, among these, in which the recording has accessed or dirty bits as hardware may
+    /// set them and the simulator does not. Always 0 where the recording counts.
+    pub early_entries: u64,
     /// Position of each asynchronous event that was applied and of the end, in order.
     pub resolved: Vec<Position>,
     /// What searching took.

@@ -1,7 +1,7 @@
 //! A sequence with the state it starts in: everything that a comparison needs.
 
-use super::image::Images;
-use super::layout::{CODE, IMAGE_BYTES, image_offset};
+use super::image::{self, Images};
+use super::layout::{CODE, CODE_BYTES, IMAGE_BYTES};
 use super::registers::Registers;
 
 /// A sequence and its starting state.
@@ -23,8 +23,15 @@ impl Case {
     /// Writes the whole memory image that the sequence starts over.
     pub fn fill(&self, images: &Images, memory: &mut [u8; IMAGE_BYTES]) {
         memory.copy_from_slice(images.get(self.image));
-        let at = image_offset(self.code_at).expect("code is in its region");
-        memory[at..at + self.code.len()].copy_from_slice(&self.code);
+        let code = memory.first_chunk_mut().expect("an image begins with code");
+        self.fill_code(code);
+    }
+
+    /// Writes the part of it that is [`CODE`].
+    pub fn fill_code(&self, code: &mut [u8; CODE_BYTES]) {
+        code.fill(image::BREAKPOINT);
+        let at = (self.code_at - CODE.base) as usize;
+        code[at..at + self.code.len()].copy_from_slice(&self.code);
     }
 
     /// Linear address after the last byte of code.

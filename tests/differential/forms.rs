@@ -8,6 +8,7 @@ use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderError, EncodingKind, Instruction, Mnemonic,
     OpCodeOperandKind,
 };
+use std::sync::LazyLock;
 
 /// CPUID features of the model x86-64-v2, in the decoder's names. `LZCNT` and `BMI1` stand for the
 /// legacy encodings of LZCNT and TZCNT, which hardware executes whatever the table says, the CET one
@@ -133,8 +134,19 @@ pub enum Kind {
     Terminal,
 }
 
+/// What is known of a form, and asked often.
+static FACTS: LazyLock<Vec<(bool, Kind)>> = LazyLock::new(|| {
+    Code::values()
+        .map(|code| (find_allowed(code), find_kind(code)))
+        .collect()
+});
+
 /// Whether a decoded or planned form may be executed by a sequence.
 pub fn allowed(code: Code) -> bool {
+    FACTS[code as usize].0
+}
+
+fn find_allowed(code: Code) -> bool {
     let op = code.op_code();
     op.is_instruction()
         && op.mode64()
@@ -150,28 +162,36 @@ pub fn instruction_allowed(instruction: &Instruction) -> bool {
     code == Code::INVALID || (allowed(code) && !interrupt_80)
 }
 
-/// Whether 64-bit mode takes the bytes for a VEX or EVEX encoding. The model has neither, the host has,
-/// and even how much of an undefined one is fetched depends on that.
-pub fn is_vector_encoding(bytes: &[u8]) -> bool {
-    let prefix = |byte: &u8| {
-        matches!(
-            byte,
-            0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
-        )
+/// Whether code of this bitness takes the bytes for a VEX or EVEX encoding. The model has neither, the
+/// host has, and even how much of an undefined one is fetched depends on that.
+pub fn is_vector_encoding(bytes: &[u8], bitness: u32) -> bool {
+    let prefix = |byte: &u8| match byte {
+        0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => true,
+        0x40..=0x4f => bitness == 64,
+        _ => false,
     };
-    let opcode = bytes.iter().find(|byte| !prefix(byte));
-    matches!(opcode, Some(0x62 | 0xc4 | 0xc5))
+    let Some(at) = bytes.iter().position(|byte| !prefix(byte)) else {
+        return false;
+    };
+    // Otherwise LES, LDS or BOUND in 32-bit code.
+    let possible = bitness == 64 || bytes.get(at + 1).is_some_and(|next| *next >= 0xc0);
+    matches!(bytes[at], 0x62 | 0xc4 | 0xc5) && possible
 }
 
 /// Whether no processor knows the instruction that starts with these bytes, the most there can be.
-pub fn is_undefined(bytes: &[u8; 15]) -> bool {
-    let mut decoder = Decoder::with_ip(64, bytes, 0x1000_0000, super::generator::decoder_options());
+pub fn is_undefined(bytes: &[u8; 15], bitness: u32) -> bool {
+    let options = super::generator::decoder_options();
+    let mut decoder = Decoder::with_ip(bitness, bytes, 0x1000_0000, options);
     let code = decoder.decode().code();
     code == Code::INVALID && decoder.last_error() == DecoderError::InvalidInstruction
 }
 
 /// How a sequence uses an allowed form.
 pub fn kind(code: Code) -> Kind {
+    FACTS[code as usize].1
+}
+
+fn find_kind(code: Code) -> Kind {
     let op = code.op_code();
     match code.mnemonic() {
         Mnemonic::Ret => Kind::Indirect,

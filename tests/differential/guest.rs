@@ -5,7 +5,9 @@ use super::case::Case;
 use super::forms::{instruction_allowed, is_vector_encoding};
 use super::generator::decoder_options;
 use super::image::Images;
-use super::layout::{CODE, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset};
+use super::layout::{
+    CODE, CODE_BYTES, CONSTANT, DATA, IMAGE_BYTES, Region, STACK, WRAP, image_offset,
+};
 use super::registers::{End, FxImage, Outcome, Registers};
 use iced_x86::Decoder;
 use machine::ram::{Ram, RamError};
@@ -14,6 +16,8 @@ use machine::units::{GuestPhys, PAGE_BYTES, Position};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
 use std::sync::Arc;
 
+/// Bytes of a page.
+const PAGE: usize = PAGE_BYTES as usize;
 /// Steps after which a sequence counts as endless.
 const STEP_LIMIT: u64 = 30_000;
 /// Steps that are looked at one by one in a sequence that differs.
@@ -99,8 +103,6 @@ pub enum GuestError {
 pub struct Guest<V> {
     vcpu: V,
     ram: Arc<Ram>,
-    /// What the frames of the memory image hold.
-    content: Box<[u8; IMAGE_BYTES]>,
     template: CpuState,
     start: Start<V>,
 }
@@ -129,7 +131,6 @@ impl<V: Vcpu> Guest<V> {
         Ok(Self {
             vcpu,
             ram,
-            content: Box::new([0; IMAGE_BYTES]),
             template: template(),
             start,
         })
@@ -140,7 +141,33 @@ impl<V: Vcpu> Guest<V> {
         &mut self.vcpu
     }
 
-    /// Runs a sequence over a complete memory image, which receives the memory at the end.
+    /// Makes memory what a sequence starts over. `now` is what it is: zeros at first, and what the last
+    /// [`Self::run`] or [`Self::leaves_model`] read.
+    ///
+    /// # Errors
+    /// [`GuestError::Ram`].
+    pub fn reset(
+        &mut self,
+        case: &Case,
+        images: &Images,
+        now: &[u8; IMAGE_BYTES],
+    ) -> Result<(), GuestError> {
+        let mut code = [0; CODE_BYTES];
+        case.fill_code(&mut code);
+        let data = &images.get(case.image)[CODE_BYTES..];
+        let wanted = [&code[..], data];
+        let pages = wanted.into_iter().flat_map(|part| part.chunks_exact(PAGE));
+        for (index, (wanted, now)) in pages.zip(now.chunks_exact(PAGE)).enumerate() {
+            if wanted != now {
+                let at = physical(frame::IMAGE + index as u64);
+                self.ram.write(at, wanted)?;
+                self.vcpu.ram_written(at, PAGE_BYTES);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a sequence after [`Self::reset`]; `memory` receives the memory at the end.
     ///
     /// # Errors
     /// [`GuestError`]: all mean that the virtual CPU is wrong or limited.
@@ -149,13 +176,11 @@ impl<V: Vcpu> Guest<V> {
         case: &Case,
         memory: &mut [u8; IMAGE_BYTES],
     ) -> Result<Outcome, GuestError> {
-        self.write_image(memory)?;
         let mut state = self.template.clone();
         load_registers(&mut state, &case.start);
-        (self.start)(&mut self.vcpu, &state)?;
-        let exit = self.vcpu.run(Some(Position::at(STEP_LIMIT)));
+        let started = (self.start)(&mut self.vcpu, &state);
+        let exit = started.and_then(|()| self.vcpu.run(Some(Position::at(STEP_LIMIT))));
         self.ram.read(physical(frame::IMAGE), memory)?;
-        self.content.copy_from_slice(memory);
         let exit = exit?;
         let state = self.vcpu.save()?;
         match exit {
@@ -168,21 +193,19 @@ impl<V: Vcpu> Guest<V> {
         }
     }
 
-    /// Runs a sequence step by step and returns whether it comes to an instruction that a sequence may
+    /// After [`Self::reset`], runs a sequence step by step and returns whether it comes to an instruction that a sequence may
     /// not contain, or to a repeated string instruction that writes over itself: hardware goes on for
     /// as much of a 64-byte chunk as it had begun, the engine until it has overwritten a byte.
-    pub(super) fn leaves_model(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
-        let leaves = self.trace_out(case, memory);
+    /// `memory` receives the memory at the end.
+    pub(super) fn leaves_model(&mut self, case: &Case, memory: &mut [u8; IMAGE_BYTES]) -> bool {
+        let leaves = self.trace_out(case);
         self.ram
-            .read(physical(frame::IMAGE), &mut self.content[..])
+            .read(physical(frame::IMAGE), memory)
             .expect("the image is in RAM");
         leaves
     }
 
-    fn trace_out(&mut self, case: &Case, memory: &[u8; IMAGE_BYTES]) -> bool {
-        if self.write_image(memory).is_err() {
-            return false;
-        }
+    fn trace_out(&mut self, case: &Case) -> bool {
         let mut state = self.template.clone();
         load_registers(&mut state, &case.start);
         if self.vcpu.load(&state, Position::at(0)).is_err() {
@@ -196,7 +219,7 @@ impl<V: Vcpu> Guest<V> {
             let bitness = if state.segs[1].long_mode() { 64 } else { 32 };
             let bytes = self.code_at(rip);
             let instruction = Decoder::with_ip(bitness, &bytes, rip, decoder_options()).decode();
-            let vector = bitness == 64 && is_vector_encoding(&bytes);
+            let vector = is_vector_encoding(&bytes, bitness);
             if !bytes.is_empty() && (vector || !instruction_allowed(&instruction)) {
                 return true;
             }
@@ -223,19 +246,6 @@ impl<V: Vcpu> Guest<V> {
             Ok(()) => bytes,
             Err(_) => Vec::new(),
         }
-    }
-
-    /// Replaces the pages of the image that differ.
-    fn write_image(&mut self, memory: &[u8; IMAGE_BYTES]) -> Result<(), GuestError> {
-        for (index, page) in memory.chunks_exact(PAGE_BYTES as usize).enumerate() {
-            let at = physical(frame::IMAGE + index as u64);
-            let offset = index * PAGE_BYTES as usize;
-            if self.content[offset..offset + page.len()] != *page {
-                self.ram.write(at, page)?;
-                self.vcpu.ram_written(at, PAGE_BYTES);
-            }
-        }
-        Ok(())
     }
 
     /// Reads the exception frame.

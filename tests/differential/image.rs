@@ -6,6 +6,9 @@ use super::registers::FxImage;
 use super::rng::Rng;
 use super::values;
 
+/// What code pages hold beside code.
+pub(super) const BREAKPOINT: u8 = 0xcc;
+
 /// Number of memory images; image 0 holds zeros outside the code pages.
 pub const IMAGES: u8 = 8;
 
@@ -45,7 +48,7 @@ impl Images {
 fn build(index: u8) -> Box<[u8; IMAGE_BYTES]> {
     let mut image = Box::new([0; IMAGE_BYTES]);
     let code = CODE.bytes() as usize;
-    image[..code].fill(0xcc);
+    image[..code].fill(BREAKPOINT);
     if index == 0 {
         return image;
     }

@@ -61,6 +61,12 @@ pub const WRITABLE: [Region; 4] = [CODE, DATA, STACK, WRAP];
 /// Bytes in a memory image: all pages of [`WRITABLE`].
 pub const IMAGE_BYTES: usize = (8 * PAGE_BYTES) as usize;
 
+/// Bytes of [`CODE`], which comes first in a memory image.
+pub const CODE_BYTES: usize = CODE.bytes() as usize;
+
+/// Bytes behind it.
+pub const DATA_BYTES: usize = IMAGE_BYTES - CODE_BYTES;
+
 /// Offset in a memory image of the byte at a linear address.
 pub fn image_offset(address: u64) -> Option<usize> {
     let mut offset = 0;

@@ -43,7 +43,8 @@ pub fn engine(
 ) -> Result<GuestSide<Engine>, GuestError> {
     let options = EngineOptions {
         one_instruction_blocks: single,
-        ..EngineOptions::default()
+        // Translations are used once: they stay in the processor's caches this way.
+        code_bytes: 1 << 20,
     };
     let make = |ram| Engine::new(ram, CpuidTable::x86_64_v2(), options);
     let start: Start<Engine> = if single {

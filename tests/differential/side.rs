@@ -35,9 +35,9 @@ pub trait Side {
 }
 
 impl Side for NativeCpu {
-    fn begin(&mut self, cases: &[Case], images: &Images) {
+    fn begin(&mut self, cases: &[Case], _: &Images) {
         for (index, case) in cases.iter().enumerate() {
-            self.place(index, &case.start, |memory| case.fill(images, memory));
+            self.place(index, &case.start, case.image, |code| case.fill_code(code));
         }
         self.start(cases.len());
     }
@@ -57,6 +57,9 @@ type StoredEnd = (Result<Outcome, String>, Box<[u8; IMAGE_BYTES]>);
 pub struct GuestSide<V> {
     guest: Guest<V>,
     ends: Vec<StoredEnd>,
+    /// The end whose memory is the guest's now; if none, that is `other`.
+    latest: Option<usize>,
+    other: Box<[u8; IMAGE_BYTES]>,
 }
 
 impl<V: Vcpu> GuestSide<V> {
@@ -65,6 +68,8 @@ impl<V: Vcpu> GuestSide<V> {
         Self {
             guest,
             ends: Vec::new(),
+            latest: None,
+            other: Box::new([0; IMAGE_BYTES]),
         }
     }
 }
@@ -76,9 +81,15 @@ impl<V: Vcpu> Side for GuestSide<V> {
                 let empty = (Err(String::new()), Box::new([0; IMAGE_BYTES]));
                 self.ends.push(empty);
             }
+            let now = match self.latest {
+                Some(latest) => &self.ends[latest].1,
+                None => &self.other,
+            };
+            let reset = self.guest.reset(case, images, now);
             let (outcome, memory) = &mut self.ends[index];
-            case.fill(images, memory);
-            *outcome = self.guest.run(case, memory).map_err(|e| e.to_string());
+            let run = reset.and_then(|()| self.guest.run(case, memory));
+            self.latest = Some(index);
+            *outcome = run.map_err(|e| e.to_string());
         }
     }
 
@@ -87,9 +98,12 @@ impl<V: Vcpu> Side for GuestSide<V> {
     }
 
     fn leaves_model(&mut self, case: &Case, images: &Images) -> bool {
-        let mut memory = Box::new([0; IMAGE_BYTES]);
-        case.fill(images, &mut memory);
-        self.guest.leaves_model(case, &memory)
+        let now = match self.latest.take() {
+            Some(latest) => &self.ends[latest].1,
+            None => &self.other,
+        };
+        let reset = self.guest.reset(case, images, now);
+        reset.is_ok() && self.guest.leaves_model(case, &mut self.other)
     }
 
     fn end(&self, index: usize) -> Result<(Outcome, &[u8; IMAGE_BYTES]), String> {

@@ -22,6 +22,7 @@ pub struct TestBus {
     /// When the device next writes RAM on its own.
     next_write: VirtualNanos,
     write_every_ns: u64,
+    at_random_times: bool,
 }
 
 impl TestBus {
@@ -34,6 +35,20 @@ impl TestBus {
             window,
             next_write: VirtualNanos(write_every_ns),
             write_every_ns,
+            at_random_times: false,
+        }
+    }
+
+    /// The device writes as often as before on the average, and nobody knows when.
+    pub fn at_random_times(mut self) -> Self {
+        self.at_random_times = true;
+        self
+    }
+
+    fn gap_ns(&mut self) -> u64 {
+        match self.at_random_times {
+            true => self.random.below(2 * self.write_every_ns),
+            false => self.write_every_ns,
         }
     }
 
@@ -82,7 +97,7 @@ impl BusLayer for TestBus {
         self.board.advance(now);
         if now >= self.next_write {
             self.write_ram(memory);
-            self.next_write = VirtualNanos(now.0 + self.write_every_ns);
+            self.next_write = VirtualNanos(now.0 + self.gap_ns());
         }
     }
 

@@ -1,6 +1,11 @@
 //! Bare-metal guests for hardware, one for each way in which an interrupt or a device can meet a guest.
 //! They keep within what a KVM that emulates kernel code does as processors do: no INT, no SSE arithmetic,
-//! rotations by one (such a KVM rotates by CL, which leaves another undefined flag).
+//! rotations by one (such a KVM rotates by CL, which leaves another undefined flag), comparisons of strings
+//! too short to be interrupted (it leaves the flags of the last comparison where processors leave those from
+//! before the instruction), and no segment of the kernel's in user mode (its IRET does not make it null).
+
+mod faults;
+mod user;
 
 use super::interrupts;
 use super::programs::{DEVICE_WINDOW, self_modifying};
@@ -15,6 +20,7 @@ use machine::units::GuestPhys;
 /// Clocks of the 8254 between two interrupts, about 0.6 ms.
 const TIMER_COUNT: u16 = 700;
 const REP: [u8; 1] = [0xf3];
+const REPNE: [u8; 1] = [0xf2];
 
 /// What a guest does all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,17 +37,26 @@ pub enum Kind {
     Devices,
     /// Code that changes itself.
     SelfModifying,
+    /// REP string instructions, most of them long enough to be interrupted in the middle.
+    Strings,
+    /// Page faults.
+    Faults,
+    /// Loops and faults in user mode.
+    User,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Compute,
         Self::Memory,
         Self::Windows,
         Self::Ports,
         Self::Devices,
         Self::SelfModifying,
+        Self::Strings,
+        Self::Faults,
+        Self::User,
     ];
 
     /// The guest: an endless loop under timer interrupts.
@@ -66,6 +81,9 @@ impl Kind {
             Self::Ports => ports(&mut a)?,
             Self::Devices => devices(&mut a)?,
             Self::SelfModifying => self_modifying(&mut a, 200)?,
+            Self::Strings => strings(&mut a)?,
+            Self::Faults => faults::emit(&mut guest, &mut a)?,
+            Self::User => user::emit(&mut guest, &mut a)?,
         }
         asm!(a; jmp(top));
         let code = a.assemble(layout::CODE)?;
@@ -209,5 +227,38 @@ fn devices(a: &mut CodeAssembler) -> Emitted {
         add(rsi, 1040);
         dec(ecx);
         jne(reading));
+    Ok(())
+}
+
+/// Fills, copies both ways, loads; comparisons and searches, which are short.
+fn strings(a: &mut CodeAssembler) -> Emitted {
+    asm!(a;
+        mov(rdi, layout::DATA);
+        mov(eax, r15d);
+        inc(r15);
+        mov(ecx, 6000);
+        db(&REP); stosq();
+        mov(rsi, layout::DATA);
+        mov(rdi, layout::DATA + 0x1001);
+        mov(ecx, 5000);
+        db(&REP); movsb();
+        mov(rsi, layout::DATA + 0x9000);
+        mov(rdi, layout::DATA + 0xa000);
+        mov(ecx, 3000);
+        std();
+        db(&REP); movsd();
+        cld();
+        mov(rsi, layout::DATA);
+        mov(ecx, 2200);
+        db(&REP); lodsb();
+        add(r14, rax);
+        mov(rsi, layout::DATA + 0x2001);
+        mov(rdi, layout::DATA + 0x2001);
+        mov(ecx, 900);
+        db(&REP); cmpsb();
+        mov(rdi, layout::DATA);
+        mov(eax, -15);
+        mov(ecx, 1000);
+        db(&REPNE); scasd());
     Ok(())
 }

@@ -51,6 +51,60 @@ fn a_guest_computes_and_tells() {
     assert_eq!(stored, [7]);
 }
 
+/// A guest that `emit` makes, run to its first exit.
+fn first_exit(
+    host: &Host,
+    emit: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Result<Exit, VcpuError> {
+    let mut guest = Guest::new();
+    guest.code(emit).expect("it assembles");
+    // No table of interrupts: each fault becomes a triple one.
+    guest.state.idtr.limit = 0;
+    let mut vcpu = vcpu(host, ram_of(&guest));
+    vcpu.load(&guest.state, Position::default()).expect("taken");
+    let exit = vcpu.run(None)?;
+    match exit {
+        Exit::PortWrite { .. } => vcpu.run(None),
+        other => Ok(other),
+    }
+}
+
+#[test]
+fn a_guest_that_kvm_cannot_run_is_told_by_rip_and_bytes() {
+    let Some(host) = host() else { return };
+    // CMPXCHG16B is what a KVM that emulates kernel code stumbles over; processors execute it, and meet what
+    // follows.
+    let unable = first_exit(&host, |a| {
+        asm!(a; mov(esi, layout::DATA as u32); db(&[0xf0, 0x48, 0x0f, 0xc7, 0x0e]); ud2());
+        Ok(())
+    });
+    let Err(VcpuError::Unable { what, rip, bytes }) = unable else {
+        panic!("{unable:?}");
+    };
+    eprintln!("{what}: {rip:#x} {bytes:02x?}");
+    let offset = (rip - layout::CODE) as usize;
+    let code = [0xf0, 0x48, 0x0f, 0xc7, 0x0e, 0x0f, 0x0b];
+    assert!(offset >= 5 && bytes.starts_with(&code[offset - 5..offset - 3]));
+    let message = VcpuError::Unable { what, rip, bytes }.to_string();
+    assert!(message.contains("RIP 0x4000"), "{message}");
+}
+
+#[test]
+fn a_triple_fault_at_the_start_is_an_error_and_later_an_end() {
+    let Some(host) = host() else { return };
+    let at_once = first_exit(&host, |a| a.ud2());
+    let Err(VcpuError::Unable { what, rip, bytes }) = at_once else {
+        panic!("{at_once:?}");
+    };
+    assert!(what.contains("triple fault"), "{what}");
+    assert_eq!((rip, &bytes[..2]), (layout::CODE, &[0x0f, 0x0b][..]));
+    let later = first_exit(&host, |a| {
+        asm!(a; out(0x80, al); ud2());
+        Ok(())
+    });
+    assert_eq!(later.expect("it was seen"), Exit::Shutdown);
+}
+
 #[test]
 fn the_host_can_be_probed() {
     let Some(host) = host() else { return };
@@ -122,6 +176,72 @@ fn writes_of_the_guest_are_told_in_their_epoch() {
             );
         }
     }
+}
+
+/// Random bytes in all of RAM, page tables and descriptors included, and random places to run from: whatever
+/// the guest does, the vCPU comes out with an exit or a reason, and gives and takes state.
+#[test]
+fn random_memory_ends_in_an_exit_or_a_reason() {
+    let Some(host) = host() else { return };
+    let guest = Guest::new();
+    let ram = ram_of(&guest);
+    let mut random = Rng::new(77);
+    let (mut exits, mut reasons) = (0, 0);
+    for round in 0..60 {
+        let mut vcpu = vcpu(&host, ram.clone());
+        let mut noise = || -> Vec<u8> { (0..4096).map(|_| random.bits() as u8).collect() };
+        ram.write(GuestPhys(0), guest.ram()).expect("it fits");
+        // Code and data always, and now and then what the processor reads by itself.
+        let mut frames = vec![layout::CODE, layout::DATA, layout::KERNEL_STACK - 4096];
+        frames.extend(
+            [(2, layout::IDT), (3, layout::GDT), (5, layout::PML4)]
+                .iter()
+                .filter_map(|(every, at)| (round % every == 1).then_some(*at)),
+        );
+        for at in frames {
+            ram.write(GuestPhys(at), &noise()).expect("it fits");
+        }
+        let mut state = guest.state.clone();
+        state.gpr = std::array::from_fn(|_| random.bits() >> random.below(60));
+        state.rip = layout::CODE + random.below(4000);
+        vcpu.load(&state, Position::default())
+            .expect("a possible state");
+        let kick = vcpu.kick_handle();
+        for _ in 0..50 {
+            let exit = std::thread::scope(|scope| {
+                let (done, waits) = std::sync::mpsc::channel::<()>();
+                let kick = kick.clone();
+                scope.spawn(move || {
+                    if waits.recv_timeout(Duration::from_millis(5)).is_err() {
+                        kick.kick();
+                    }
+                });
+                let exit = vcpu.run(None);
+                drop(done);
+                exit
+            });
+            match exit {
+                Ok(Exit::PortRead { .. } | Exit::MmioRead { .. } | Exit::TimestampRead) => {
+                    vcpu.complete_read(random.bits()).expect("a read waits");
+                }
+                Ok(Exit::Shutdown | Exit::Halt) => break,
+                Ok(_) => exits += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    reasons += 1;
+                    break;
+                }
+            }
+            if vcpu.is_settled().expect("it can be asked") {
+                let state = vcpu.save().expect("it stands at a boundary");
+                vcpu.load(&state, Position::default())
+                    .expect("a state of its own");
+                assert_eq!(vcpu.save().expect("it stands at a boundary"), state);
+            }
+        }
+    }
+    eprintln!("{exits} exits, {reasons} reasons");
+    assert!(exits + reasons > 60, "{exits} exits, {reasons} reasons");
 }
 
 /// Random registers, most of them possible: what KVM takes it gives back, what not is refused with a reason

@@ -11,7 +11,7 @@ use replay_log::{
 };
 use simuboost_tests::guest::layout;
 use simuboost_tests::recording::programs::{DEVICE_WINDOW, Program};
-use simuboost_tests::recording::{Edited, ON_ENGINE, TestBus};
+use simuboost_tests::recording::{Edited, ON_ENGINE, TestBus, vague};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tcg_sim::replay::{Divergence, Interval, Limits, Outcome, Report};
@@ -121,26 +121,11 @@ fn random_guest(seed: u64) -> (Summary, Vec<Report>) {
     (summary, reports)
 }
 
-/// The memory of these guests is small enough for landmarks to know all of it. Of a large guest they
-/// know a part, wrong ones are met, and the right ones found after them.
+/// Replays all intervals with less to find the landmarks by.
 fn with_vague_landmarks(seed: u64, source: Arc<dyn CheckpointSource>) -> Vec<Report> {
-    let vague = |at: &mut EventPosition| {
-        if let EventPosition::Landmark(landmark) = at {
-            landmark.memory.truncate(6);
-        }
-    };
     let replay = |number| {
-        let mut interval = Interval::load(&*source, number).expect("the interval is there");
-        for event in &mut interval.segment.events {
-            if let Event::Async(event) = event {
-                vague(&mut event.at);
-            }
-        }
-        interval
-            .segment
-            .end
-            .iter_mut()
-            .for_each(|end| vague(&mut end.at));
+        let interval = Interval::load(&*source, number).expect("the interval is there");
+        let interval = vague(interval);
         let limits = Limits {
             max_steps: 2_000_000,
             max_backtracks: 10_000,

@@ -7,7 +7,8 @@
 //! Reading order: [`Host`] (what /dev/kvm offers), [`KvmVcpu`] (the vCPU and its VM); inside, `vm` (how a
 //! VM is set up), `exits` (what comes out of KVM_RUN), `state` (the order in which state is read and
 //! written; `registers` and `fpu` are the forms it has), `string`, `msrs` (which registers of the model KVM keeps
-//! and which are answered here), `kick`, `dirty` and `write_guard` (checkpoints).
+//! and which are answered here), `kick`, `failure` (what is said of a guest that KVM
+//! cannot run), `dirty` and `write_guard` (checkpoints).
 //!
 //! What the guest can tell is what the engine does: guest-physical space that is not RAM reads as all
 //! ones and swallows writes, and MSRs that the CPU model lacks are #GP(0).
@@ -16,6 +17,7 @@ mod dirty;
 mod error;
 pub mod examine;
 mod exits;
+mod failure;
 mod fpu;
 mod host;
 mod ioctls;

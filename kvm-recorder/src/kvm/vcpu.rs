@@ -7,13 +7,12 @@ use super::host::{Capabilities, Host};
 use super::kick::Kicker;
 use super::run_page::{self, Reason};
 use super::write_guard::WriteGuard;
-use super::{ioctls, msrs, state, string, vm};
-use crate::walk::translate;
+use super::{failure, ioctls, msrs, state, string, vm};
 use kvm_ioctls::VcpuFd;
 use machine::cpuid::{CpuidTable, Maker};
 use machine::msr::number;
 use machine::ram::Ram;
-use machine::state::{Activity, CpuState, Seg};
+use machine::state::{Activity, CpuState};
 use machine::units::{GuestPhys, Position, Vector};
 use machine::vcpu::{Exit, Kick, Vcpu, VcpuError};
 use std::io;
@@ -23,9 +22,6 @@ use std::thread::ThreadId;
 const WAITS: VcpuError = VcpuError::Protocol("a read waits for its value");
 const BETWEEN: VcpuError =
     VcpuError::Protocol("elements of a string access have not been reported");
-
-/// Most bytes of an instruction.
-const INSTRUCTION_BYTES: usize = 15;
 
 /// How writes of the guest are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +52,8 @@ pub struct KvmVcpu {
     /// TSC_AUX, which the guest has no instruction to read or write.
     tsc_aux: u64,
     thread: Option<ThreadId>,
+    /// The guest has accessed no port since it was loaded.
+    unseen: bool,
 }
 
 impl KvmVcpu {
@@ -120,6 +118,7 @@ impl KvmVcpu {
             activity: Activity::Running,
             tsc_aux: 0,
             thread: None,
+            unseen: true,
         })
     }
 
@@ -199,6 +198,7 @@ impl KvmVcpu {
     fn came_out(&mut self) -> Result<Option<Exit>, VcpuError> {
         Ok(match run_page::reason(&mut self.fd) {
             Reason::Port(access) => {
+                self.unseen = false;
                 self.pending = Pending::Elements { access, next: 0 };
                 if access.out {
                     self.finish()?;
@@ -226,6 +226,15 @@ impl KvmVcpu {
                 self.window_requested = false;
                 Some(Exit::InterruptWindow)
             }
+            Reason::Shutdown if self.unseen => {
+                let cpu = state::read(&self.fd, self.capabilities)?;
+                return Err(failure::unable(
+                    &self.ram,
+                    &cpu,
+                    failure::AT_START.into(),
+                    None,
+                ));
+            }
             Reason::Shutdown => {
                 self.activity = Activity::Shutdown;
                 Some(Exit::Shutdown)
@@ -237,38 +246,16 @@ impl KvmVcpu {
                 self.tracker.make_room(&mut |gfn| ram.mark_dirty(gfn));
                 None
             }
-            Reason::Failed(what, bytes) => return Err(self.unable(what, bytes)?),
+            Reason::Failed(what, bytes) => {
+                let cpu = state::read(&self.fd, self.capabilities)?;
+                return Err(failure::unable(&self.ram, &cpu, what, bytes));
+            }
         })
     }
 
     fn answer_msr(&mut self, index: u32, written: Option<u64>) {
         let answer = msrs::answer(self.maker, index, written);
         run_page::answer_msr(&mut self.fd, answer);
-    }
-
-    /// The error that names the instruction at which the guest stands.
-    fn unable(&mut self, what: String, bytes: Option<Vec<u8>>) -> Result<VcpuError, VcpuError> {
-        let cpu = state::read(&self.fd, self.capabilities)?;
-        Ok(VcpuError::Unable {
-            what,
-            rip: cpu.rip,
-            bytes: bytes.unwrap_or_else(|| self.instruction(&cpu)),
-        })
-    }
-
-    /// The bytes at RIP, as far as they are mapped.
-    fn instruction(&self, cpu: &CpuState) -> Vec<u8> {
-        let start = match cpu.segs[Seg::Cs as usize].long_mode() {
-            true => cpu.rip,
-            false => cpu.segs[Seg::Cs as usize].base.wrapping_add(cpu.rip) & 0xffff_ffff,
-        };
-        let byte = |offset: u64| {
-            let at: GuestPhys = translate(&self.ram, cpu, start.wrapping_add(offset))?;
-            let mut byte = [0];
-            self.ram.read(at, &mut byte).ok()?;
-            Some(byte[0])
-        };
-        (0..INSTRUCTION_BYTES as u64).map_while(byte).collect()
     }
 
     /// Deals with RF (see `string`).
@@ -279,7 +266,7 @@ impl KvmVcpu {
             return Ok(());
         }
         let mut cpu = state::read(&self.fd, self.capabilities)?;
-        let bytes = self.instruction(&cpu);
+        let bytes = failure::instruction(&self.ram, &cpu);
         if string::settle(&mut cpu, &bytes) {
             (regs.rip, regs.rflags) = (cpu.rip, cpu.rflags);
             self.fd.set_regs(&regs).map_err(host("KVM_SET_REGS"))?;
@@ -315,6 +302,7 @@ impl KvmVcpu {
         state::write(&mut self.fd, self.capabilities, cpu)?;
         self.activity = cpu.activity;
         self.tsc_aux = cpu.msrs.tsc_aux;
+        self.unseen = true;
         self.run_without_entering()
     }
 }

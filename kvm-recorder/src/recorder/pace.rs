@@ -18,6 +18,17 @@ const MAX_DOUBLINGS: u32 = 9;
 /// exit or after these steps.
 const SHORT_STEPS: u64 = 100_000;
 
+/// A guest that has done nothing but halt again this often sleeps longer than to its next deadline: each
+/// waking costs its host as much as several periods of a timer do in a row. What it slept through
+/// then happens one after the other, each at its own virtual time, as if the guest had been a little slow.
+const SLEEPY: [(u32, Duration); 2] = [
+    (250, Duration::from_millis(12)),
+    (32, Duration::from_millis(4)),
+];
+
+/// Most virtual time that a halted guest makes up for: beyond, the host has stood still and not slept.
+const MAX_CATCH_UP: Duration = Duration::from_secs(1);
+
 /// How many steps later, where steps count.
 const RETRY_STEPS: u64 = 1;
 
@@ -107,6 +118,10 @@ pub(super) struct Pace {
     counts: bool,
     /// The guest was woken from HLT; no alarm is set before this step.
     no_alarm_before: Steps,
+    /// How often in a row the guest halted again soon.
+    naps: u32,
+    /// Virtual time stands here for as long as the guest only does what it was woken for.
+    held: Option<VirtualNanos>,
 }
 
 fn steps(position: Option<Position>) -> Steps {
@@ -143,6 +158,8 @@ impl Pace {
             retries: 0,
             counts: options.positions == Positions::Count,
             no_alarm_before: Steps(0),
+            naps: 0,
+            held: None,
         };
         let position = vcpu.position();
         let now = this.now(position);
@@ -160,7 +177,8 @@ impl Pace {
     }
 
     pub(super) fn now(&self, position: Option<Position>) -> VirtualNanos {
-        self.clock.now(self.moment(position))
+        let now = self.clock.now(self.moment(position));
+        self.held.map_or(now, |held| held.min(now))
     }
 
     pub(super) fn pause(&mut self, position: Option<Position>) {
@@ -216,6 +234,9 @@ impl Pace {
             RunLimit::Host(_) | RunLimit::Unlimited => None,
         };
         let short = self.counts && steps(position) < self.no_alarm_before;
+        if !short {
+            self.held = None;
+        }
         let by_halting = match limit {
             RunLimit::Host(_) if short => Some(self.no_alarm_before),
             _ => None,
@@ -265,6 +286,8 @@ impl Pace {
         position: Option<Position>,
         control: &Control,
     ) {
+        let napped = self.counts && steps(position) < self.no_alarm_before;
+        self.naps = if napped { self.naps + 1 } else { 0 };
         self.no_alarm_before = Steps(steps(position).0.saturating_add(SHORT_STEPS));
         let moment = self.moment(position);
         let until = match (&self.clock, deadline) {
@@ -272,14 +295,33 @@ impl Pace {
             (VirtualClock::Insn(_), None) => None,
             _ => self.with_goals(deadline),
         };
+        self.held = None;
         match self.clock.idle(until, moment) {
             Idle::Jumped => {}
             Idle::SleepUntil(host) => {
-                let now = self.moment(position).host;
-                control.wait(Some(Duration::from_nanos(host.0.saturating_sub(now.0))));
+                let sleepy = self.sleep(host, control);
+                self.held = until.filter(|until| {
+                    let late = self.clock.now(self.moment(position)).0.checked_sub(until.0);
+                    sleepy && late.is_some_and(|late| u128::from(late) < MAX_CATCH_UP.as_nanos())
+                });
             }
             Idle::UntilInput => control.wait(None),
         }
+    }
+
+    /// Sleeps until then, or longer if the guest is sleepy. Returns whether it is.
+    fn sleep(&mut self, until: HostNanos, control: &Control) -> bool {
+        let sleepy = SLEEPY.iter().find(|(naps, _)| self.naps >= *naps);
+        let now = self.started.elapsed().as_nanos() as u64;
+        let left = Duration::from_nanos(until.0.saturating_sub(now));
+        if !left.is_zero() {
+            let longer = sleepy.map_or(Duration::ZERO, |(_, longer)| *longer);
+            control.wait(Some(left + longer));
+        }
+        if control.has_input() {
+            self.naps = 0;
+        }
+        sleepy.is_some()
     }
 }
 
@@ -294,14 +336,12 @@ mod tests {
         fn kick(&self) {}
     }
 
-    #[test]
-    fn a_woken_guest_needs_no_alarm_at_any_of_its_first_exits() {
-        let started = Instant::now();
+    fn pace() -> Pace {
         let mut clock = VirtualClock::Host(HostClock::new());
         clock.resume(Moment::default());
-        let mut pace = Pace {
+        Pace {
             clock,
-            started,
+            started: Instant::now(),
             alarm: None,
             lateness: None,
             interval: Length::Steps(u64::MAX),
@@ -311,9 +351,55 @@ mod tests {
             retries: 0,
             counts: true,
             no_alarm_before: Steps(0),
-        };
+            naps: 0,
+            held: None,
+        }
+    }
+
+    fn at(steps: u64) -> Option<Position> {
+        Some(Position::at(steps))
+    }
+
+    #[test]
+    fn a_guest_that_only_naps_oversleeps_and_lives_through_each_deadline() {
+        let mut pace = pace();
+        let control = Control::new(std::sync::Arc::new(Nobody));
+        pace.idle(Some(VirtualNanos(0)), at(0), &control);
+        pace.naps = SLEEPY[0].0;
+        let period = Duration::from_millis(4).as_nanos() as u64;
+        let first = pace.now(at(0)).0 + period;
+        pace.idle(Some(VirtualNanos(first)), at(10), &control);
+        assert!(pace.started.elapsed() >= Duration::from_nanos(first) + SLEEPY[0].1);
+        // It slept through three periods, and wakes at the end of each.
+        for deadline in (0..3).map(|n| first + n * period) {
+            assert_eq!(pace.now(at(20)), VirtualNanos(deadline));
+            assert_eq!(
+                pace.next_stop(Some(VirtualNanos(deadline + period)), at(20)),
+                at(10 + SHORT_STEPS)
+            );
+            assert_eq!(pace.now(at(30)), VirtualNanos(deadline));
+            pace.idle(Some(VirtualNanos(deadline + period)), at(10), &control);
+        }
+        // With something to do it finds the time to be what it is.
+        let late = pace.now(at(40));
+        pace.next_stop(Some(VirtualNanos(u64::MAX)), at(10 + SHORT_STEPS));
+        assert!(pace.now(at(10 + SHORT_STEPS)) > late);
+    }
+
+    #[test]
+    fn a_guest_that_works_between_its_halts_sleeps_to_the_deadline() {
+        let mut pace = pace();
+        let control = Control::new(std::sync::Arc::new(Nobody));
+        for round in 0..300 {
+            pace.idle(Some(VirtualNanos(0)), at(round * SHORT_STEPS), &control);
+            assert_eq!((pace.naps, pace.held), (0, None));
+        }
+    }
+
+    #[test]
+    fn a_woken_guest_needs_no_alarm_at_any_of_its_first_exits() {
+        let mut pace = pace();
         let deadline = Some(VirtualNanos(1));
-        let at = |steps| Some(Position::at(steps));
         let on_the_alarm = at(u64::MAX);
         assert_eq!(pace.next_stop(deadline, at(1_000)), on_the_alarm);
         pace.idle(

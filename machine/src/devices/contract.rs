@@ -8,8 +8,14 @@ use super::uart::Uart;
 use super::{Device, Line};
 use crate::board::{Board, Effects};
 use crate::saved::codec::{Code, Decoder};
+use crate::saved::devices::{
+    SavedBoard, SavedCmos, SavedKeyboard, SavedPic, SavedPit, SavedPitChannel, SavedUart,
+};
 use crate::units::{IrqLine, Port, Vector, VirtualNanos};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// A device under test.
@@ -86,6 +92,11 @@ impl Subject for Keyboard {
     }
     fn reloaded(&self) -> Self {
         Self::restore(&recoded(&self.save())).unwrap()
+    }
+    /// Sets the command byte, which allows interrupts.
+    fn host(&mut self, byte: u8, now: VirtualNanos) {
+        self.write(Port(0x64), 0x60, now);
+        self.write(Port(0x60), byte, now);
     }
     fn output(&mut self) -> Option<u32> {
         self.take_reset().then_some(1)
@@ -235,12 +246,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..60)
 }
 
-/// Does `op` and returns all that can be seen of it.
-fn apply<S: Subject>(
-    subject: &mut S,
-    op: &Op,
-    now: &mut VirtualNanos,
-) -> (Option<u8>, Option<u32>, Line, Option<VirtualNanos>) {
+/// Does `op`, up to what the device makes of it.
+fn act<S: Subject>(subject: &mut S, op: &Op, now: &mut VirtualNanos) -> Option<u8> {
     let port = |index: usize| Port(S::PORTS[index % S::PORTS.len()]);
     let mut read = None;
     match *op {
@@ -251,8 +258,13 @@ fn apply<S: Subject>(
         Op::PassToDeadline => *now = subject.next_deadline().unwrap_or(*now),
     }
     subject.advance(*now);
+    read
+}
+
+/// Takes what the device has for its surroundings.
+fn observe<S: Subject>(subject: &mut S) -> (Option<u32>, Line, Option<VirtualNanos>) {
     let line = subject.take_line();
-    (read, subject.output(), line, subject.next_deadline())
+    (subject.output(), line, subject.next_deadline())
 }
 
 /// Up to its deadline a device leaves its line alone, and at the deadline something happens.
@@ -289,7 +301,8 @@ fn keeps_the_contract<S: Subject>(ops: &[Op], cut: usize, part: u64) {
     let mut twin = None;
     let mut now = VirtualNanos(0);
     for (index, op) in ops.iter().enumerate() {
-        if index == cut % ops.len() {
+        let cut_here = index == cut % ops.len();
+        if cut_here && part.is_multiple_of(2) {
             twin = Some(device.reloaded());
         }
         let mut twin_now = now;
@@ -297,9 +310,17 @@ fn keeps_the_contract<S: Subject>(ops: &[Op], cut: usize, part: u64) {
         if let (Op::Pass(ns), Some(twin)) = (op, twin.as_mut()) {
             twin.advance(VirtualNanos(now.0.saturating_add(part % (ns + 1))));
         }
-        let seen = apply(&mut device, op, &mut now);
+        let read = act(&mut device, op, &mut now);
         if let Some(twin) = twin.as_mut() {
-            assert_eq!(seen, apply(twin, op, &mut twin_now), "after {op:?}");
+            assert_eq!(read, act(twin, op, &mut twin_now), "after {op:?}");
+        }
+        // With edges and output that nobody has taken yet.
+        if cut_here && !part.is_multiple_of(2) {
+            twin = Some(device.reloaded());
+        }
+        let seen = observe(&mut device);
+        if let Some(twin) = twin.as_mut() {
+            assert_eq!(seen, observe(twin), "after {op:?}");
             assert_eq!(&device, twin);
         }
         check_deadline(&device, now, part);
@@ -331,4 +352,112 @@ contracts! {
     the_keyboard_controller_keeps_the_contract: Keyboard,
     the_interrupt_controllers_keep_the_contract: PicSubject,
     the_board_keeps_the_contract: BoardSubject,
+}
+
+/// Operations that a device can be in the middle of, and whether it is.
+type Midway = Vec<(&'static str, bool)>;
+
+fn pic_midway(SavedPic { chips }: &SavedPic) -> Midway {
+    let any = |test: fn(&crate::saved::devices::SavedPicChip) -> bool| chips.iter().any(test);
+    vec![
+        ("initialisation", any(|chip| chip.expect != 0)),
+        ("service", any(|chip| chip.isr != 0)),
+        ("a request", any(|chip| chip.edges & !chip.imr != 0)),
+        ("a poll", any(|chip| chip.poll)),
+    ]
+}
+
+fn pit_midway(SavedPit { channels, rose, .. }: &SavedPit) -> Midway {
+    let any = |test: fn(&SavedPitChannel) -> bool| channels.iter().any(test);
+    vec![
+        ("a two-byte write", any(|c| c.written_low.is_some())),
+        ("a two-byte read", any(|c| c.read_high)),
+        ("a latched count", any(|c| c.latched_count.is_some())),
+        ("a latched status", any(|c| c.latched_status.is_some())),
+        (
+            "a period with a new count",
+            any(|c| c.next_reload.is_some()),
+        ),
+        ("a count that a gate stops", any(|c| c.run.kind == 2)),
+        ("an edge", *rose),
+    ]
+}
+
+fn uart_midway(uart: &SavedUart) -> Midway {
+    vec![
+        ("receiving", !uart.received.is_empty()),
+        (
+            "arrival",
+            uart.arrival_ns.is_some() && !uart.incoming.is_empty(),
+        ),
+        ("a receive time-out", uart.timeout_ns.is_some()),
+        ("a transmit interrupt", uart.transmit_empty && uart.high),
+        ("errors", uart.line_errors != 0),
+        ("output", uart.output.is_some()),
+        ("an edge", uart.rose),
+    ]
+}
+
+fn cmos_midway(cmos: &SavedCmos) -> Midway {
+    vec![
+        ("a second", cmos.phase_ns != 0),
+        ("an interrupt", cmos.high),
+        ("setting the clock", cmos.registers[0xb] & 0x80 != 0),
+        ("an edge", cmos.rose),
+    ]
+}
+
+fn keyboard_midway(keyboard: &SavedKeyboard) -> Midway {
+    vec![
+        ("a command", keyboard.pending.is_some()),
+        ("a reply", keyboard.reply.is_some()),
+        ("an interrupt", keyboard.high),
+        ("a reset", keyboard.reset),
+        ("an edge", keyboard.rose),
+    ]
+}
+
+/// That the contract would notice what is lost there: its random operations bring a device into the
+/// middle of each of these in at least one run of fifty.
+fn comes_to_the_middle<S: Subject>(midway: impl Fn(&S) -> Midway) {
+    const RUNS: usize = 800;
+    let mut runner = TestRunner::deterministic();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for _ in 0..RUNS {
+        let tree = ops().new_tree(&mut runner).expect("operations");
+        let (mut device, mut now) = (S::fresh(), VirtualNanos(0));
+        let mut reached: BTreeMap<&str, bool> = BTreeMap::new();
+        for op in tree.current() {
+            act(&mut device, &op, &mut now);
+            for (name, holds) in midway(&device) {
+                *reached.entry(name).or_default() |= holds;
+            }
+            observe(&mut device);
+        }
+        for (name, reached) in reached {
+            *counts.entry(name).or_default() += usize::from(reached);
+        }
+    }
+    assert!(
+        counts.values().all(|count| *count >= RUNS / 50),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn the_contract_brings_every_device_into_the_middle_of_what_it_does() {
+    comes_to_the_middle::<PicSubject>(|subject| pic_midway(&subject.pic.save()));
+    comes_to_the_middle::<Pit>(|pit| pit_midway(&pit.save()));
+    comes_to_the_middle::<Uart>(|uart| uart_midway(&uart.save()));
+    comes_to_the_middle::<Cmos>(|cmos| cmos_midway(&cmos.save()));
+    comes_to_the_middle::<Keyboard>(|keyboard| keyboard_midway(&keyboard.save()));
+    // A device that is added to the board shows here, and needs a subject above.
+    let SavedBoard {
+        now_ns: _,
+        pic: _,
+        pit: _,
+        uart: _,
+        cmos: _,
+        keyboard: _,
+    } = BoardSubject::fresh().board.save();
 }

@@ -59,6 +59,12 @@ impl Engine {
         access: MemoryAccess,
         alone: bool,
     ) -> Result<Option<u64>, Fault> {
+        if self.mode.is_compat()
+            && let instruction = self.instruction_at(site)
+            && let Some(fault) = self.segment_fault(&instruction)
+        {
+            return Err(fault);
+        }
         let bytes = usize::from(access.bytes);
         let kind = if access.write {
             AccessType::Write

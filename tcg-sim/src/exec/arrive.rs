@@ -15,6 +15,7 @@ use machine::vcpu::{Exit, Vcpu, VcpuError};
 pub(crate) struct Target {
     pub(crate) rip: u64,
     pub(crate) gpr: [u64; 16],
+    /// RF does not count.
     pub(crate) rflags: u64,
 }
 
@@ -63,8 +64,8 @@ impl Engine {
             return false;
         }
         let core = self.soft.core();
-        let found = core.gprs() == search.target.gpr
-            && core.rflags() | self.cpu.rflags & rflags::RF == search.target.rflags;
+        let found =
+            core.gprs() == search.target.gpr && core.rflags() == search.target.rflags & !rflags::RF;
         if !found {
             search.checked = here;
         }

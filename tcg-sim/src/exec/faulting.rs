@@ -6,7 +6,7 @@ use super::access::{Owed, Pieces};
 use super::engine::{Engine, Left, Next};
 use super::fpu::{self, X87Snapshot};
 use crate::jit::block::{MemoryAccess, Site};
-use crate::jit::translate::is_narrow;
+use crate::jit::translate::{has_short_address, is_narrow};
 use crate::mmu::{Access, AccessType};
 use crate::sys::fpu::FpuClass;
 use crate::sys::{self, Fault, Maker, vector};
@@ -40,8 +40,7 @@ impl Engine {
     ) -> Next {
         let instruction = self.instruction_at(site);
         let class = sys::fpu::classify(&instruction);
-        let waits = matches!(class, FpuClass::X87 | FpuClass::Mmx | FpuClass::SseMmx);
-        if waits && fpu::exception_waits() {
+        if class.waits() && fpu::exception_waits() {
             return self.fault_at(site, Fault::plain(vector::MF));
         }
         if is_x87_store(&instruction) {
@@ -96,8 +95,10 @@ impl Engine {
             Register::GS => self.cpu.segs[Seg::Gs as usize].base,
             _ => 0,
         };
+        let short = instruction.op0_kind() == OpKind::MemorySegDI || has_short_address(instruction);
+        let width = if short { 0xffff } else { 0xffff_ffff };
         let offset = va.wrapping_sub(base).wrapping_add(8);
-        let second = base.wrapping_add(offset & 0xffff_ffff);
+        let second = base.wrapping_add(offset & width);
         if self.mode.is_compat() {
             second & 0xffff_ffff
         } else {

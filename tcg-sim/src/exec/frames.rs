@@ -4,6 +4,7 @@
 //! TLB; a store to them comes through the slow path, which drops what depends on the old content.
 
 use machine::units::{Gfn, PAGE_BYTES};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// The frame holds translated code.
@@ -87,33 +88,56 @@ impl Frame {
 }
 
 /// Bookkeeping of all frames.
-pub(crate) struct Frames(Vec<Frame>);
+pub(crate) struct Frames {
+    frames: Vec<Frame>,
+    /// Frames that were ever walked, a bit each.
+    walked: Vec<u64>,
+    /// Of these, those that translation started from.
+    roots: BTreeSet<Gfn>,
+}
 
 impl Frames {
     pub(crate) fn new(frames: u64) -> Self {
-        Self(vec![Frame::default(); frames as usize])
+        Self {
+            frames: vec![Frame::default(); frames as usize],
+            walked: vec![0; frames.div_ceil(64) as usize],
+            roots: BTreeSet::new(),
+        }
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.0.fill(Frame::default());
+        self.frames.fill(Frame::default());
+        self.walked.fill(0);
+        self.roots.clear();
+    }
+
+    /// Whether the frame was walked as a page table since [`Frames::clear`].
+    pub(crate) fn was_walked(&self, gfn: Gfn) -> bool {
+        let word = self.walked.get(gfn.0 as usize / 64);
+        word.is_some_and(|word| word >> (gfn.0 % 64) & 1 != 0)
+    }
+
+    /// The tables that translation started from since [`Frames::clear`].
+    pub(crate) fn roots(&self) -> &BTreeSet<Gfn> {
+        &self.roots
     }
 
     /// No frame holds translated code any more.
     pub(crate) fn clear_code(&mut self) {
-        for frame in &mut self.0 {
+        for frame in &mut self.frames {
             frame.flags &= !CODE;
         }
     }
 
     /// The flags [`CODE`] and [`TABLE`] of a frame of RAM.
     pub(crate) fn flags(&self, gfn: Gfn) -> u8 {
-        self.0[gfn.0 as usize].flags & (CODE | TABLE)
+        self.frames[gfn.0 as usize].flags & (CODE | TABLE)
     }
 
     /// Notes that a linear page gets a write tag for the frame.
     pub(crate) fn note_write_tag(&mut self, gfn: Gfn, page: u64) {
-        let frame = &mut self.0[gfn.0 as usize];
+        let frame = &mut self.frames[gfn.0 as usize];
         if frame.flags & WRITTEN != 0 && frame.write_page != page {
             frame.flags |= WRITTEN_ELSEWHERE;
         }
@@ -122,7 +146,7 @@ impl Frames {
     }
 
     fn take_writers(&mut self, gfn: Gfn) -> Writers {
-        let frame = &mut self.0[gfn.0 as usize];
+        let frame = &mut self.frames[gfn.0 as usize];
         let flags = frame.flags;
         frame.flags &= !(WRITTEN | WRITTEN_ELSEWHERE);
         match (flags & WRITTEN != 0, flags & WRITTEN_ELSEWHERE != 0) {
@@ -134,13 +158,13 @@ impl Frames {
 
     /// Marks a frame as holding translated code.
     pub(crate) fn mark_code(&mut self, gfn: Gfn) -> Writers {
-        self.0[gfn.0 as usize].flags |= CODE;
+        self.frames[gfn.0 as usize].flags |= CODE;
         self.take_writers(gfn)
     }
 
     /// The frame holds no translated code any more.
     pub(crate) fn unmark_code(&mut self, gfn: Gfn) {
-        self.0[gfn.0 as usize].flags &= !CODE;
+        self.frames[gfn.0 as usize].flags &= !CODE;
     }
 
     /// Marks a frame as a page table of `level` that was walked for `va` from `root`. Says which write
@@ -152,10 +176,14 @@ impl Frames {
         va: u64,
         root: Gfn,
     ) -> (Writers, Option<Dependents>) {
-        let Some(frame) = self.0.get_mut(gfn.0 as usize) else {
+        let Some(frame) = self.frames.get_mut(gfn.0 as usize) else {
             return (Writers::None, None);
         };
         frame.idle_stores = 0;
+        self.walked[gfn.0 as usize / 64] |= 1 << (gfn.0 % 64);
+        if frame.flags & TABLE == 0 && gfn == root {
+            self.roots.insert(root);
+        }
         let base = va & 0xffff_ffff_ffff & !((PAGE_BYTES << (9 * u32::from(level))) - 1);
         let root = root.0 as u32;
         if frame.flags & TABLE == 0 {
@@ -179,25 +207,25 @@ impl Frames {
 
     /// A table counts as reached in several ways from now on: a store to it makes everything stale.
     pub(crate) fn share_table(&mut self, gfn: Gfn) {
-        if let Some(frame) = self.0.get_mut(gfn.0 as usize) {
+        if let Some(frame) = self.frames.get_mut(gfn.0 as usize) {
             frame.flags |= SHARED_TABLE;
         }
     }
 
     /// What a store to entry `index` of a table makes stale.
     pub(crate) fn table_store(&self, gfn: Gfn, index: u64) -> Dependents {
-        self.0[gfn.0 as usize].entry_dependents(index, 1)
+        self.frames[gfn.0 as usize].entry_dependents(index, 1)
     }
 
     /// What is derived from any entry of a table.
     pub(crate) fn table_dependents(&self, gfn: Gfn) -> Dependents {
-        self.0[gfn.0 as usize].dependents()
+        self.frames[gfn.0 as usize].dependents()
     }
 
     /// Counts a store to a table; true when the frame stops being one (all its dependents are stale
     /// then).
     pub(crate) fn table_idles(&mut self, gfn: Gfn) -> bool {
-        let frame = &mut self.0[gfn.0 as usize];
+        let frame = &mut self.frames[gfn.0 as usize];
         frame.idle_stores += 1;
         frame.moves = 0;
         if frame.idle_stores >= TABLE_IDLE_STORES {
@@ -209,7 +237,7 @@ impl Frames {
 
     /// The frame is no table any more, since all of it is stored to.
     pub(crate) fn unmark_table(&mut self, gfn: Gfn) {
-        self.0[gfn.0 as usize].flags &= !(TABLE | SHARED_TABLE);
+        self.frames[gfn.0 as usize].flags &= !(TABLE | SHARED_TABLE);
     }
 }
 
@@ -242,6 +270,23 @@ mod tests {
             frames.table_store(root, 511),
             pages(0xffff_ff80_0000_0000, 0, Some(root))
         );
+    }
+
+    #[test]
+    fn what_was_walked_is_known_after_it_is_no_table_any_more() {
+        let mut frames = Frames::new(8);
+        let root = Gfn(1);
+        frames.mark_table(root, 4, 0x1000, root);
+        frames.mark_table(TABLE_FRAME, 1, 0x1000, root);
+        frames.unmark_table(TABLE_FRAME);
+        let walked: Vec<Gfn> = (0..100)
+            .map(Gfn)
+            .filter(|gfn| frames.was_walked(*gfn))
+            .collect();
+        assert_eq!(walked, [root, TABLE_FRAME]);
+        assert_eq!(frames.roots().iter().collect::<Vec<_>>(), [&root]);
+        frames.clear();
+        assert!(!frames.was_walked(root) && frames.roots().is_empty());
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use super::engine::Engine;
 use super::fpu::{self, FXSAVE_WRITTEN, IMAGE_BYTES, Image};
 use super::operand::{Operand, memory_operand};
+use crate::jit::translate::segment_of;
 use crate::mmu::{Access, AccessType};
-use crate::sys::{AccessKind, Fault, Maker, SysBus, vector};
+use crate::sys::{self, AccessKind, Fault, Maker, SysBus, vector};
 use iced_x86::Instruction;
 use machine::state::{cr0, rflags};
 
@@ -69,7 +70,7 @@ impl Engine {
         Ok(())
     }
 
-    fn checks_alignment(&self) -> bool {
+    pub(super) fn checks_alignment(&self) -> bool {
         let asked = self.cpu.cr0 & cr0::AM != 0 && self.cpu.rflags & rflags::AC != 0;
         asked && self.cpu.cpl() == 3
     }
@@ -140,6 +141,10 @@ impl Engine {
 
     pub(super) fn fxsave(&mut self, instruction: &Instruction, wide: bool) -> Result<(), Fault> {
         let operand = self.fx_operand(instruction)?;
+        let segment = segment_of(instruction.memory_segment()).filter(|_| self.mode.is_compat());
+        if let Some(fault) = segment.and_then(|segment| sys::refusal(&self.cpu, segment, true)) {
+            return Err(fault);
+        }
         self.check_image(operand, true, Ends::LastThenFirst)?;
         fpu::snapshot(&mut self.soft.env().core, &mut self.cpu.fpu);
         let image = fpu::fxsave_image(&self.cpu.fpu, wide, self.soft.host.x87);

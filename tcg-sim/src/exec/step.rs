@@ -4,10 +4,11 @@ use super::engine::{Engine, Left, Next, PendingRead};
 use super::fpu::{self, Image};
 use crate::instrument::facts::Branch;
 use crate::jit::block::Site;
-use crate::jit::translate::{is_done_in_compat, is_undefined, odd_segment};
+use crate::jit::translate::{is_undefined, odd_segment};
+use crate::mmu::{Access, AccessType};
 use crate::sys::{self, Fault, Outcome};
-use iced_x86::{Instruction, Mnemonic, OpKind};
-use machine::state::{CpuState, Gpr, Seg, Shadow, cr0, cr4, efer, rflags};
+use iced_x86::{Instruction, Mnemonic};
+use machine::state::{CpuState, Gpr, Shadow, cr0, cr4, efer, rflags};
 use machine::units::Port;
 use machine::vcpu::{Exit, VcpuError};
 
@@ -101,18 +102,23 @@ impl Engine {
     }
 
     fn execute(&mut self, instruction: &Instruction) -> Result<Outcome, Fault> {
-        if is_undefined(instruction, self.soft.host.vendor)
-            || self.mode.is_compat() && !is_done_in_compat(instruction, self.mode)
-        {
+        if is_undefined(instruction, self.soft.host.vendor) || self.mode.has_odd_code() {
             return Err(Fault::UD);
-        }
-        if let Some(segment) = odd_segment(instruction, self.mode)
-            && !repeats_never(instruction, &self.cpu)
-        {
-            return Err(odd_fault(&self.cpu, segment));
         }
         let class = sys::fpu::classify(instruction);
         if let Some(fault) = sys::fpu::mode_fault(class, self.cpu.cr0, self.cpu.cr4) {
+            return Err(fault);
+        }
+        // The semantics of string instructions look at each operand in turn.
+        if !instruction.is_string_instruction()
+            && let Some(fault) = self.segment_fault(instruction)
+        {
+            if class.waits() && fpu::exception_waits() {
+                return Err(Fault::plain(sys::vector::MF));
+            }
+            if instruction.mnemonic() == Mnemonic::Pop {
+                self.check_pop(instruction)?;
+            }
             return Err(fault);
         }
         if let Some(result) = self.execute_fpu(instruction) {
@@ -124,6 +130,23 @@ impl Engine {
         let limit = self.rep_limit.min(self.iterations_to_target());
         (self.soft.code_stored, self.soft.stale) = (false, false);
         sys::execute(instruction, &mut self.cpu, &mut self.soft, limit)
+    }
+
+    /// POP reads the stack before it looks at where to.
+    fn check_pop(&mut self, instruction: &Instruction) -> Result<(), Fault> {
+        let va = self.instruction_address(self.cpu.gpr[Gpr::Rsp as usize]);
+        let bytes = instruction.memory_size().size();
+        if self.checks_alignment() && !va.is_multiple_of(bytes as u64) {
+            return Err(Fault::AC);
+        }
+        let access = Access::at_cpl(AccessType::Read, self.mode.cpl());
+        self.soft.pieces(&self.cpu, va, bytes, access).map(drop)
+    }
+
+    /// The fault of an instruction that accesses memory through an odd segment.
+    pub(super) fn segment_fault(&self, instruction: &Instruction) -> Option<Fault> {
+        let (segment, writes) = odd_segment(instruction, self.mode)?;
+        sys::refusal(&self.cpu, segment, writes)
     }
 
     /// Accounts for what an instruction did and decides how the run goes on.
@@ -379,29 +402,6 @@ impl Engine {
             _ => return None,
         })
     }
-}
-
-/// The fault of an access through an odd segment: a null one is as in hardware; what else the engine
-/// does not do (limits, bases of CS, DS, ES and SS, read-only data) is #UD.
-fn odd_fault(cpu: &CpuState, segment: Seg) -> Fault {
-    match (cpu.segs[segment as usize].present(), segment) {
-        (false, Seg::Ss) => Fault::SS0,
-        (false, _) => Fault::GP0,
-        (true, _) => Fault::UD,
-    }
-}
-
-/// A repetition in compatibility mode whose counter is 0, which accesses nothing.
-fn repeats_never(instruction: &Instruction, cpu: &CpuState) -> bool {
-    let narrow = (0..instruction.op_count()).any(|op| {
-        matches!(
-            instruction.op_kind(op),
-            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI
-        )
-    });
-    let counter = cpu.gpr[Gpr::Rcx as usize] & if narrow { 0xffff } else { 0xffff_ffff };
-    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    instruction.is_string_instruction() && repeated && counter == 0
 }
 
 fn exit(exit: Exit) -> Next {

@@ -141,6 +141,11 @@ impl Vcpu for Engine {
 }
 
 impl Engine {
+    /// Which frames were walked as page tables.
+    pub(crate) fn page_tables(&self) -> &super::frames::Frames {
+        &self.soft.frames
+    }
+
     /// As [`Vcpu::load`] of a state that this engine was in, but keeps what is cached.
     pub fn rewind_to(&mut self, state: &CpuState, position: Position) {
         self.cpu = state.clone();

@@ -1,7 +1,8 @@
 //! What a translation depends on besides the bytes of the guest code.
 
 use crate::mmu::Access;
-use machine::state::{CpuState, Seg, Segment, cr0, cr4, rflags};
+use crate::sys;
+use machine::state::{CpuState, Seg, cr0, cr4, rflags};
 
 /// Number of [`TlbClass`]es.
 pub(crate) const TLB_CLASSES: usize = 4;
@@ -50,9 +51,10 @@ impl Mode {
     const COMPAT: u32 = 1 << 9;
     /// Compatibility mode, and CS is not a flat 32-bit segment.
     const ODD_CODE: u32 = 1 << 10;
-    /// Compatibility mode, and the segment register of this number is not flat and writable (FS and GS
-    /// may have a base).
+    /// Compatibility mode, and no access goes through the segment register of this number.
     const ODD_SEGMENT: u32 = 1 << 16;
+    /// Compatibility mode, and no write goes through the segment register of this number.
+    const READ_ONLY_SEGMENT: u32 = 1 << 22;
 
     /// The mode bits of a CPU state.
     pub(crate) fn of(cpu: &CpuState) -> Self {
@@ -112,16 +114,20 @@ impl Mode {
         self.0 & Self::ODD_CODE != 0
     }
 
-    /// Whether accesses through a segment register need more than its base added.
-    pub(crate) fn is_odd(self, segment: Seg) -> bool {
-        self.0 & (Self::ODD_SEGMENT << segment as u32) != 0
+    /// Whether accesses through a segment register fault.
+    pub(crate) fn is_odd(self, segment: Seg, writes: bool) -> bool {
+        let refusing = match writes {
+            true => Self::READ_ONLY_SEGMENT,
+            false => Self::ODD_SEGMENT,
+        };
+        self.0 & (refusing << segment as u32) != 0
     }
 
-    /// Whether any of CS, DS, ES and SS is odd.
+    /// Whether any of the segments that need no prefix is odd for some access.
     pub(crate) fn has_odd_plain_segment(self) -> bool {
-        [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds]
+        [Seg::Es, Seg::Ss, Seg::Ds]
             .into_iter()
-            .any(|segment| self.is_odd(segment))
+            .any(|segment| self.is_odd(segment, true))
     }
 
     /// Whether CLI and STI are allowed.
@@ -142,30 +148,17 @@ impl Mode {
 /// The mode bits of compatibility mode.
 fn segment_bits(cpu: &CpuState) -> u32 {
     let code = &cpu.segs[Seg::Cs as usize];
+    let flat = code.present() && code.limit == u32::MAX && code.base == 0;
     let mut bits = Mode::COMPAT;
-    if !is_flat(code) || code.base != 0 || !code.default_32() {
+    if !flat || !code.default_32() {
         bits |= Mode::ODD_CODE;
     }
     for segment in [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
-        let state = &cpu.segs[segment as usize];
-        let usable = match segment {
-            Seg::Fs | Seg::Gs => is_flat_data(state),
-            Seg::Ss => is_flat_data(state) && state.base == 0 && state.default_32(),
-            Seg::Cs => is_flat(state) && state.base == 0 && state.kind() & 2 != 0,
-            _ => is_flat_data(state) && state.base == 0,
-        };
-        if !usable {
-            bits |= Mode::ODD_SEGMENT << segment as u32;
+        for (writes, bit) in [(false, Mode::ODD_SEGMENT), (true, Mode::READ_ONLY_SEGMENT)] {
+            if sys::refusal(cpu, segment, writes).is_some() {
+                bits |= bit << segment as u32;
+            }
         }
     }
     bits
-}
-
-fn is_flat(segment: &Segment) -> bool {
-    segment.present() && segment.limit == u32::MAX
-}
-
-/// Writable data that grows up.
-fn is_flat_data(segment: &Segment) -> bool {
-    is_flat(segment) && segment.kind() & 0xe == 2
 }

@@ -8,8 +8,9 @@ use crate::instrument::{Counts, Instruments};
 use machine::checkpoint::CheckpointSource;
 use machine::ram::Ram;
 use machine::state::CpuState;
-use machine::units::Position;
+use machine::units::{Gfn, Position};
 use machine::vcpu::VcpuError;
+use std::collections::BTreeSet;
 
 impl ReplayVcpu for Engine {
     fn run_to_arrival(
@@ -25,6 +26,14 @@ impl ReplayVcpu for Engine {
     fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
         self.rewind_to(state, position);
         Ok(())
+    }
+
+    fn walked(&self, gfn: Gfn) -> bool {
+        self.page_tables().was_walked(gfn)
+    }
+
+    fn root_tables(&self) -> BTreeSet<Gfn> {
+        self.page_tables().roots().clone()
     }
 
     fn mark(&mut self) {

@@ -1,13 +1,16 @@
 //! Finding positions.
 
 use super::run::{Progress, Run, Way};
+use super::tables::{is_same_entry, is_table};
 use super::vcpu::{Arrival, Arrived, ReplayVcpu};
-use machine::state::{CpuState, Shadow};
-use machine::units::Position;
+use machine::ram::PageBytes;
+use machine::state::{CpuState, Shadow, rflags};
+use machine::units::{Gfn, PAGE_BYTES, Position};
 use machine::vcpu::Exit;
 use replay_log::{
     Check, EventPosition, Fingerprint, IoSteps, Landmark, Observation, ReadSource, digest,
 };
+use std::borrow::Cow;
 
 /// What a search for a landmark met.
 enum Candidate {
@@ -158,6 +161,7 @@ impl<V: ReplayVcpu> Run<'_, V> {
 
     fn matches(&mut self, landmark: &Landmark, cpu: &CpuState) -> Way<bool> {
         self.search.arrivals += 1;
+        let cpu = &with_resume_flag(cpu, landmark.rflags);
         // No position is taken under a shadow.
         if cpu.shadow != Shadow::None || cpu.gpr != landmark.gpr || cpu.rflags != landmark.rflags {
             return Ok(false);
@@ -168,31 +172,55 @@ impl<V: ReplayVcpu> Run<'_, V> {
         let pages = landmark.memory.iter().filter(|fact| !is_word(fact));
         let mut known = true;
         for fact in words {
-            known = known && self.holds(fact)?;
+            known = known && self.holds(fact, landmark)?;
         }
         if known && !landmark.matches_registers(cpu) {
             return Ok(false);
         }
-        for fact in pages {
-            known = known && self.holds(fact)?;
+        let pages: Vec<&Fingerprint> = pages.collect();
+        let suspect = self.suspect.min(pages.len());
+        // From the page that gave the last candidate away.
+        for (index, fact) in (0..)
+            .zip(&pages)
+            .skip(suspect)
+            .chain((0..).zip(&pages).take(suspect))
+        {
+            if known && !self.holds(fact, landmark)? {
+                (known, self.suspect) = (false, index);
+            }
         }
         self.search.wrong_memory += u64::from(!known);
         Ok(known)
     }
 
-    fn holds(&self, fact: &Fingerprint) -> Way<bool> {
-        let (gfn, hash, of): (_, _, fn(_) -> _) = match fact {
-            Fingerprint::Page { gfn, hash } => (*gfn, hash, digest::page_hash),
-            Fingerprint::Table { gfn, hash } => (*gfn, hash, digest::table_hash),
+    fn holds(&self, fact: &Fingerprint, landmark: &Landmark) -> Way<bool> {
+        match *fact {
             Fingerprint::Word { address, value } => {
                 let mut word = [0; 8];
-                self.ram.read(*address, &mut word)?;
-                return Ok(u64::from_le_bytes(word) == *value);
+                self.ram.read(address, &mut word)?;
+                let found = u64::from_le_bytes(word);
+                Ok(found == value
+                    || (self.recorded_without_counts()
+                        && is_same_entry(value, found)
+                        && is_table(self.vcpu, self.ram, address.gfn())?))
             }
-        };
-        let mut page = [0; machine::units::PAGE_BYTES as usize];
+            Fingerprint::Page { gfn, hash } => {
+                let page = self.page(gfn)?;
+                Ok(digest::page_hash(&page) == hash
+                    || (has_table_hash(landmark, gfn, digest::table_hash(&page))
+                        && is_table(self.vcpu, self.ram, gfn)?))
+            }
+            // Where the page's own hash is there, too, this one is only for tables.
+            Fingerprint::Table { gfn, hash } => {
+                Ok(has_page_hash(landmark, gfn) || digest::table_hash(&self.page(gfn)?) == hash)
+            }
+        }
+    }
+
+    fn page(&self, gfn: Gfn) -> Way<PageBytes> {
+        let mut page = [0; PAGE_BYTES as usize];
         self.ram.read(gfn.base(), &mut page)?;
-        Ok(of(&page) == *hash)
+        Ok(page)
     }
 
     fn choose(&mut self, cpu: CpuState) -> Way<()> {
@@ -203,4 +231,26 @@ impl<V: ReplayVcpu> Run<'_, V> {
         self.search.settled += settled;
         Ok(())
     }
+}
+
+fn has_page_hash(landmark: &Landmark, of: Gfn) -> bool {
+    let is_it = |fact: &_| matches!(fact, Fingerprint::Page { gfn, .. } if *gfn == of);
+    landmark.memory.iter().any(is_it)
+}
+
+fn has_table_hash(landmark: &Landmark, gfn: Gfn, hash: [u8; 16]) -> bool {
+    landmark.memory.contains(&Fingerprint::Table { gfn, hash })
+}
+
+/// The state with RF as in `flags`: at landmarks that bit says nothing of where the guest is.
+///
+/// Hardware sets it where an access met a fault that is the host's, such as a page that the hypervisor had
+/// write-protected, and recorders of hardware take it away where no string instruction is under way.
+pub(super) fn with_resume_flag(cpu: &CpuState, flags: u64) -> Cow<'_, CpuState> {
+    if (cpu.rflags ^ flags) & rflags::RF == 0 {
+        return Cow::Borrowed(cpu);
+    }
+    let mut other = cpu.clone();
+    other.rflags ^= rflags::RF;
+    Cow::Owned(other)
 }

@@ -1,8 +1,9 @@
 //! What replay needs of a vCPU beyond [`Vcpu`].
 
 use machine::state::CpuState;
-use machine::units::Position;
+use machine::units::{Gfn, Position};
 use machine::vcpu::{Exit, Vcpu, VcpuError};
+use std::collections::BTreeSet;
 
 /// A state to stop at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,8 @@ pub enum Arrived {
 pub trait ReplayVcpu: Vcpu {
     /// Runs like [`Vcpu::run`], but stops also at the next boundary, the present one excluded, with
     /// the RIP of `arrival`; boundaries between iterations of a REP string instruction included. It
-    /// must stop if the general-purpose registers and RFLAGS are those of `arrival` too, and may
-    /// pass on if any of them differs.
+    /// must stop if the general-purpose registers and RFLAGS (but for RF) are those of `arrival` too, and
+    /// may pass on if any of them differs.
     ///
     /// # Errors
     /// Those of [`Vcpu::run`].
@@ -46,6 +47,16 @@ pub trait ReplayVcpu: Vcpu {
     /// Those of [`Vcpu::load`].
     fn rewind(&mut self, state: &CpuState, position: Position) -> Result<(), VcpuError> {
         self.load(state, position)
+    }
+
+    /// Whether the frame was walked as a page table since the last load.
+    fn walked(&self, _gfn: Gfn) -> bool {
+        false
+    }
+
+    /// The tables that translation started from since the last load.
+    fn root_tables(&self) -> BTreeSet<Gfn> {
+        BTreeSet::new()
     }
 
     /// Replay may come back to here ([`ReplayVcpu::go_back`]): what instruments have learned so far

@@ -1,9 +1,10 @@
 //! The end state of an interval against the checkpoint.
 
 use super::registers::{RegisterDifference, differences};
+use super::tables::early_entries;
 use super::{Interval, ReplayError};
 use machine::checkpoint::CheckpointSource;
-use machine::ram::{PageBytes, Ram};
+use machine::ram::{PageBytes, Ram, RamError};
 use machine::state::CpuState;
 use machine::units::{Gfn, GuestPhys, PAGE_BYTES};
 use replay_log::Observation;
@@ -17,16 +18,18 @@ pub(super) struct EndState {
     pub(super) registers: Vec<RegisterDifference>,
     pub(super) frames: Vec<Gfn>,
     pub(super) frames_compared: u64,
+    /// Entries of page tables that differ as hardware may make them.
+    pub(super) early_entries: u64,
 }
 
 /// Compares registers, and every page that was written by the simulator (`written`) or that the
-/// recorder says may have changed.
+/// recorder says may have changed. `is_table` says of which frames hardware may have set bits early.
 pub(super) fn end_state(
     interval: &Interval,
     ram: &Ram,
     source: &dyn CheckpointSource,
-    cpu: &CpuState,
-    mut written: BTreeSet<Gfn>,
+    (cpu, mut written): (&CpuState, BTreeSet<Gfn>),
+    mut is_table: impl FnMut(Gfn) -> Result<bool, RamError>,
 ) -> Result<EndState, ReplayError> {
     let end = &*interval.end;
     written.extend(&end.changed);
@@ -46,11 +49,17 @@ pub(super) fn end_state(
     for gfn in written {
         source.page(end.number, gfn, &mut expected)?;
         ram.read(gfn.base(), &mut actual)?;
-        if expected != actual {
-            found.frames.push(gfn);
-            found
-                .first
-                .get_or_insert_with(|| first_bytes(gfn, &expected, &actual));
+        if expected == actual {
+            continue;
+        }
+        match early_entries(&expected, &actual) {
+            Some(entries) if is_table(gfn)? => found.early_entries += entries,
+            _ => {
+                found.frames.push(gfn);
+                found
+                    .first
+                    .get_or_insert_with(|| first_bytes(gfn, &expected, &actual));
+            }
         }
     }
     Ok(found)

@@ -1,5 +1,6 @@
 //! One instruction in execution: registers, effective addresses, checked memory operands.
 
+use super::segment::refusal;
 use super::{AccessKind, Fault, SysBus};
 use crate::mmu::is_canonical;
 use iced_x86::{Instruction, OpKind, Register};
@@ -261,6 +262,18 @@ impl Context<'_> {
         let offset = self.load(self.place(), size)?;
         let selector = self.load(self.place_behind(size as u64), 2)?;
         Ok((offset, selector as u16))
+    }
+
+    /// Whether the segment register lets an access through, which only compatibility mode asks.
+    ///
+    /// # Errors
+    /// What [`refusal`] says.
+    pub(super) fn admit(&self, segment: Register, writes: bool) -> Result<(), Fault> {
+        let register = seg_index(segment).filter(|_| self.is_compat());
+        match register.and_then(|register| refusal(self.cpu, register, writes)) {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
     }
 
     /// Value of operand `index`: register, or memory of `memory_size` bytes.

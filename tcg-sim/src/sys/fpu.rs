@@ -40,6 +40,13 @@ pub enum FpuClass {
     SseMmx,
 }
 
+impl FpuClass {
+    /// Whether instructions of the class look at pending x87 exceptions.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::X87 | Self::Wait | Self::Mmx | Self::SseMmx)
+    }
+}
+
 /// FSW.ES: an unmasked exception is pending.
 const FSW_ES: u16 = 1 << 7;
 
@@ -135,12 +142,8 @@ pub fn mode_fault(class: FpuClass, cr0_value: u64, cr4_value: u64) -> Option<Fau
 
 /// #MF where an instruction of a class meets a pending x87 exception.
 pub fn pending(class: FpuClass, cpu: &CpuState) -> Option<Fault> {
-    let looks = matches!(
-        class,
-        FpuClass::X87 | FpuClass::Wait | FpuClass::Mmx | FpuClass::SseMmx
-    );
     let reported = cpu.cr0 & cr0::NE != 0 && cpu.fpu.fsw & FSW_ES != 0;
-    (looks && reported).then_some(Fault::plain(vector::MF))
+    (class.waits() && reported).then_some(Fault::plain(vector::MF))
 }
 
 /// The fault that an x87, MMX or SSE instruction raises before it executes, if any.

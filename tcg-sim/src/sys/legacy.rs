@@ -190,7 +190,10 @@ pub(super) fn arpl(ctx: &mut Context) -> Result<Outcome, Fault> {
                 let kept = ctx.register(register) & !0xffff;
                 ctx.set_register(register, kept | value);
             }
-            _ => ctx.write_operand(0, 2, value)?,
+            _ => {
+                ctx.admit(ctx.instr.memory_segment(), true)?;
+                ctx.write_operand(0, 2, value)?;
+            }
         }
     }
     ctx.set_flag(rflags::ZF, raise);

@@ -135,11 +135,11 @@ pub(super) fn enter(ctx: &mut Context) -> Result<Outcome, Fault> {
     Ok(Outcome::Next)
 }
 
-/// LEAVE with an operand-size prefix: the stack pointer is 64 bits wide all the same.
+/// LEAVE with an operand-size prefix: the stack pointer is as wide as the mode has it all the same.
 pub(super) fn leave(ctx: &mut Context) -> Result<Outcome, Fault> {
-    let frame = ctx.gpr(Gpr::Rbp);
+    let frame = ctx.narrowed(ctx.gpr(Gpr::Rbp));
     let value = ctx.load(Context::stack_place(frame), 2)?;
-    ctx.set_gpr(Gpr::Rsp, frame.wrapping_add(2));
+    ctx.set_stack_pointer(frame.wrapping_add(2));
     ctx.set_register(iced_x86::Register::BP, value);
     Ok(Outcome::Next)
 }

@@ -54,6 +54,7 @@ pub use fault::{Event, EventKind, Fault, TripleFault, vector};
 pub use fpu::fpu_fault;
 /// Whose rules hold where the two architectures differ (each use says what differs).
 pub use machine::cpuid::Maker;
+pub(crate) use segment::refusal;
 
 /// What [`execute`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,11 @@
-//! Near transfers with an operand-size prefix as AMD executes them in 64-bit mode (APM vol. 3, "near
-//! transfers"): RIP is truncated to 16 bits, CALL pushes and RET pops 2 bytes. Intel ignores the prefix,
-//! and the decoder does not make these forms for it.
+//! Near transfers with an operand-size prefix, as all processors execute them in compatibility mode and
+//! AMD's in 64-bit mode, too (APM vol. 3, "near transfers"): RIP is truncated to 16 bits, CALL pushes and
+//! RET pops 2 bytes. Intel ignores the prefix in 64-bit mode, and the decoder does not make these forms
+//! for it.
 
 use super::context::{Context, mask};
 use super::{Fault, Outcome};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{Gpr, rflags};
 
 /// Bytes of the operand.
@@ -51,7 +52,7 @@ fn ret(ctx: &mut Context) -> Result<Outcome, Fault> {
     };
     ctx.cpu.rip = ctx.peek(0, SIZE)?;
     let rsp = ctx.gpr(Gpr::Rsp).wrapping_add(SIZE as u64 + extra);
-    ctx.set_gpr(Gpr::Rsp, rsp);
+    ctx.set_stack_pointer(rsp);
     Ok(Outcome::Mode)
 }
 
@@ -67,9 +68,13 @@ fn target(ctx: &mut Context) -> Result<u64, Fault> {
 
 /// LOOP and its conditional kin; a counter of 32 bits clears the upper half.
 fn counted(ctx: &mut Context) -> Result<Option<u64>, Fault> {
-    let width = mask(counter_bytes(ctx.instr));
-    let left = (ctx.gpr(Gpr::Rcx) & width).wrapping_sub(1) & width;
-    ctx.set_gpr(Gpr::Rcx, left);
+    let counter = match counter_bytes(ctx.instr) {
+        2 => Register::CX,
+        4 => Register::ECX,
+        _ => Register::RCX,
+    };
+    let left = ctx.register(counter).wrapping_sub(1) & mask(counter.size());
+    ctx.set_register(counter, left);
     let equal = ctx.cpu.rflags & rflags::ZF != 0;
     let wanted = match ctx.instr.mnemonic() {
         Mnemonic::Loope => equal,
@@ -82,6 +87,7 @@ fn counted(ctx: &mut Context) -> Result<Option<u64>, Fault> {
 fn counter_bytes(instr: &Instruction) -> usize {
     use iced_x86::Code as C;
     match instr.code() {
+        C::Loop_rel8_16_CX | C::Loope_rel8_16_CX | C::Loopne_rel8_16_CX | C::Jcxz_rel8_16 => 2,
         C::Loop_rel8_16_ECX | C::Loope_rel8_16_ECX | C::Loopne_rel8_16_ECX | C::Jecxz_rel8_16 => 4,
         _ => 8,
     }

@@ -90,6 +90,7 @@ pub(super) fn input_string(ctx: &mut Context) -> Result<Outcome, Fault> {
         return Ok(Outcome::Next);
     }
     let destination = shape.destination(ctx);
+    ctx.admit(Register::ES, true)?;
     ctx.check(destination, size, size)?;
     ctx.bus
         .prepare_write(ctx.cpu, destination.va, size, AccessKind::Data)?;
@@ -109,6 +110,7 @@ pub(super) fn output_string(ctx: &mut Context) -> Result<Outcome, Fault> {
     if repeated && shape.counter(ctx) == 0 {
         return Ok(Outcome::Next);
     }
+    ctx.admit(ctx.instr.memory_segment(), false)?;
     let value = ctx.load(shape.source(ctx), size)?;
     shape.advance(ctx, Gpr::Rsi, 1);
     if repeated {

@@ -5,7 +5,32 @@ use super::context::{Context, seg_index};
 use super::descriptor::{self, Descriptor, Selector, system_type};
 use super::{Fault, Maker, Outcome};
 use iced_x86::{Mnemonic, Register};
-use machine::state::{Gpr, Seg, Shadow, rflags};
+use machine::state::{CpuState, Gpr, Seg, Shadow, rflags};
+
+/// The fault of an access in compatibility mode through a segment register, if what it holds does not
+/// allow the access: nothing, or too few rights. What the engine does not do is #UD: limits, and bases
+/// of CS, DS, ES and SS. The caller knows that this is compatibility mode.
+pub(crate) fn refusal(cpu: &CpuState, register: Seg, writes: bool) -> Option<Fault> {
+    let segment = &cpu.segs[register as usize];
+    let placed = match register {
+        Seg::Fs | Seg::Gs => true,
+        Seg::Ss => segment.base == 0 && segment.default_32(),
+        _ => segment.base == 0,
+    };
+    // Data that grows up, or code that may be read.
+    let readable = matches!(segment.kind() & 0xe, 0 | 2 | 0xa | 0xe);
+    let writable = segment.kind() & 0xa == 2;
+    if !segment.present() {
+        Some(match register {
+            Seg::Ss => Fault::SS0,
+            _ => Fault::GP0,
+        })
+    } else if !placed || segment.limit != u32::MAX {
+        Some(Fault::UD)
+    } else {
+        (!readable || writes && !writable).then_some(Fault::GP0)
+    }
+}
 
 /// MOV to or from a segment register.
 pub(super) fn mov(ctx: &mut Context) -> Result<Outcome, Fault> {

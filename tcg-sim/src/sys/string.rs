@@ -8,7 +8,7 @@ use super::context::{Context, Place, mask};
 use super::{Fault, Maker, Outcome, StringOperand, StringRun, run};
 use crate::instrument::Direction;
 use crate::mmu::is_canonical;
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use machine::state::{Gpr, cr0, rflags};
 
 /// Which family.
@@ -60,7 +60,7 @@ impl Shape {
     pub(super) fn source(&self, ctx: &Context) -> Place {
         Place {
             // An SS prefix has no effect in 64-bit mode.
-            stack: ctx.is_compat() && ctx.instr.memory_segment() == iced_x86::Register::SS,
+            stack: ctx.is_compat() && ctx.instr.memory_segment() == Register::SS,
             va: ctx.narrowed(self.source_base.wrapping_add(self.pointer(ctx, Gpr::Rsi))),
         }
     }
@@ -244,30 +244,42 @@ fn element(ctx: &mut Context, kind: Kind, shape: Shape) -> Result<(), Fault> {
     let size = shape.size;
     let (source, destination) = (shape.source(ctx), shape.destination(ctx));
     let accumulator = ctx.gpr(Gpr::Rax) & mask(size);
+    let from_source = |ctx: &mut Context| {
+        ctx.admit(ctx.instr.memory_segment(), false)?;
+        ctx.load(source, size)
+    };
+    let from_destination = |ctx: &mut Context| {
+        ctx.admit(Register::ES, false)?;
+        ctx.load(destination, size)
+    };
+    let to_destination = |ctx: &mut Context, value| {
+        ctx.admit(Register::ES, true)?;
+        ctx.store(destination, size, value)
+    };
     match kind {
         Kind::Movs => {
-            let value = ctx.load(source, size)?;
-            ctx.store(destination, size, value)?;
+            let value = from_source(ctx)?;
+            to_destination(ctx, value)?;
         }
-        Kind::Stos => ctx.store(destination, size, accumulator)?,
+        Kind::Stos => to_destination(ctx, accumulator)?,
         Kind::Lods => {
-            let value = ctx.load(source, size)?;
+            let value = from_source(ctx)?;
             set_accumulator(ctx, size, value);
         }
         Kind::Scas => {
-            let value = ctx.load(destination, size)?;
+            let value = from_destination(ctx)?;
             compare_flags(ctx, size, accumulator, value);
         }
         Kind::Cmps => {
             // Which faults first is not architectural: Intel reads ES:RDI first.
             let early = match ctx.bus.vendor() {
-                Maker::Intel => Some(ctx.load(destination, size)?),
+                Maker::Intel => Some(from_destination(ctx)?),
                 Maker::Amd => None,
             };
-            let first = ctx.load(source, size)?;
+            let first = from_source(ctx)?;
             let second = match early {
                 Some(second) => second,
-                None => ctx.load(destination, size)?,
+                None => from_destination(ctx)?,
             };
             compare_flags(ctx, size, first, second);
         }
@@ -319,8 +331,16 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
     let uses_destination = kind != Kind::Lods;
     let (source, destination) = (shape.source(ctx).va, shape.destination(ctx).va);
     let mut n = budget;
-    for (used, va) in [(uses_source, source), (uses_destination, destination)] {
+    let written = matches!(kind, Kind::Movs | Kind::Stos);
+    let operands = [
+        (uses_source, source, ctx.instr.memory_segment(), false),
+        (uses_destination, destination, Register::ES, written),
+    ];
+    for (used, va, segment, writes) in operands {
         if used {
+            if ctx.admit(segment, writes).is_err() {
+                return 0;
+            }
             n = n.min(shape.elements_in_page(va));
             if !is_canonical(va) {
                 return 0;
@@ -346,7 +366,6 @@ fn chunk(ctx: &mut Context, kind: Kind, repeat: Repeat, shape: Shape, budget: u6
             return 0;
         }
     }
-    let written = matches!(kind, Kind::Movs | Kind::Stos);
     let mut to = None;
     if uses_destination {
         let lowest = shape.lowest(destination, n);

@@ -1,7 +1,8 @@
 //! From planned instructions to bytes at an address.
 
 use super::super::forms::{Kind, instruction_allowed, is_vector_encoding, kind};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, OpKind};
+use std::cell::RefCell;
 
 /// Decoder options for the vendor of the recording host. AMD and Intel read a few encodings
 /// differently in 64-bit mode (near branches with an operand-size prefix, for example).
@@ -42,6 +43,8 @@ pub(super) struct Item {
     reference: Option<Reference>,
     /// Encoding at some address; its length does not depend on the address.
     bytes: Vec<u8>,
+    /// `bytes` are those at any address, or there is no encoding at any.
+    anywhere: bool,
     /// The bytes come from nowhere else.
     fixed: bool,
     /// The item that a transfer to this one goes to instead.
@@ -58,10 +61,13 @@ impl Item {
             instruction,
             reference: None,
             bytes: Vec::new(),
+            anywhere: false,
             fixed: false,
             enter_at: None,
         };
         item.encode(TRIAL);
+        item.anywhere =
+            !item.instruction.is_ip_rel_memory_operand() && !is_near_branch(&instruction);
         item
     }
 
@@ -70,6 +76,7 @@ impl Item {
         set_reference(&mut instruction, reference.place, TRIAL);
         let mut item = Self::new(instruction, &[]);
         item.reference = Some(reference);
+        item.anywhere = false;
         item
     }
 
@@ -88,10 +95,11 @@ impl Item {
             instruction: decoded,
             reference: None,
             bytes,
+            anywhere: true,
             fixed: true,
             enter_at: None,
         };
-        let vector = is_vector_encoding(&item.bytes);
+        let vector = is_vector_encoding(&item.bytes, 64);
         (length_fits && harmless && !vector && item.is_allowed()).then_some(item)
     }
 
@@ -103,6 +111,7 @@ impl Item {
             instruction: decoded,
             reference: None,
             bytes,
+            anywhere: true,
             fixed: true,
             enter_at: None,
         })
@@ -142,20 +151,33 @@ impl Item {
 
     /// Returns whether the instruction can be encoded there.
     fn encode(&mut self, at: u64) -> bool {
-        if self.fixed {
-            return true;
+        if self.fixed || self.anywhere {
+            return !self.bytes.is_empty();
         }
         self.bytes.clear();
-        let mut encoder = Encoder::new(64);
-        let done = encoder
-            .encode(&self.instruction, at + self.prefixes.len() as u64)
-            .is_ok();
-        if done {
-            self.bytes.extend_from_slice(&self.prefixes);
-            self.bytes.extend_from_slice(&encoder.take_buffer());
-        }
-        done
+        self.bytes.extend_from_slice(&self.prefixes);
+        ENCODER.with_borrow_mut(|encoder| {
+            encoder.set_buffer(std::mem::take(&mut self.bytes));
+            let done = encoder.encode(&self.instruction, at + self.prefixes.len() as u64);
+            self.bytes = encoder.take_buffer();
+            if done.is_err() {
+                self.bytes.clear();
+            }
+            done.is_ok()
+        })
     }
+}
+
+thread_local! {
+    /// Making one costs as much as encoding.
+    static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new(64));
+}
+
+fn is_near_branch(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.op0_kind(),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+    )
 }
 
 fn set_reference(instruction: &mut Instruction, place: Place, address: u64) {

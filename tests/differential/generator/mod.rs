@@ -18,7 +18,8 @@ use assemble::{Item, assemble};
 
 pub(super) use assemble::decoder_options;
 use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, Register,
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+    OpCodeOperandKind, Register,
 };
 
 /// Most steps in a sequence. A step is an instruction together with those that prepare it.
@@ -208,7 +209,8 @@ impl Generator {
 
     /// Forgets what an instruction overwrites and follows the stack pointer.
     fn learn(&mut self, instruction: &Instruction) {
-        let info = self.info.info(instruction);
+        let options = InstructionInfoOptions::NO_MEMORY_USAGE;
+        let info = self.info.info_options(instruction, options);
         let writes = |access| {
             matches!(
                 access,

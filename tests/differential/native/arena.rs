@@ -1,14 +1,18 @@
 //! The memory that the test program and the executing process share.
 
-use crate::differential::layout::IMAGE_BYTES;
+use crate::differential::image::IMAGES;
+use crate::differential::layout::{CODE_BYTES, DATA_BYTES, IMAGE_BYTES};
 use crate::differential::registers::{End, FxImage, Outcome, Registers};
 
 /// Linear address of the arena in the executing process: no edge value, in reach of no pointer that
 /// a sequence computes from the addresses it knows.
 pub(super) const BASE: u64 = 0x3b7a_31c9_4000;
 
+/// Offset of the memory contents that sequences start over, without the code.
+pub(super) const IMAGES_OFFSET: usize = 4096;
+
 /// Offset of the first slot.
-pub(super) const SLOTS_OFFSET: usize = 4096;
+pub(super) const SLOTS_OFFSET: usize = IMAGES_OFFSET + IMAGES as usize * DATA_BYTES;
 
 /// Start of the arena. Each counter has a cache line of its own.
 #[repr(C, align(64))]
@@ -43,8 +47,10 @@ pub(super) struct Slot {
     pub(super) start: Registers,
     /// Result.
     pub(super) raw: RawOutcome,
-    /// Memory image to start with.
-    pub(super) memory_in: [u8; IMAGE_BYTES],
+    /// Number of the memory image to start with.
+    pub(super) image: u64,
+    /// Code to start with.
+    pub(super) code: [u8; CODE_BYTES],
     /// Memory image at the end.
     pub(super) memory_out: [u8; IMAGE_BYTES],
 }

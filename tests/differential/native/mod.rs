@@ -12,9 +12,10 @@
 mod arena;
 mod runtime;
 
-use super::layout::{self, CODE, CONSTANT, DATA, IMAGE_BYTES, STACK, WRAP};
+use super::image::{IMAGES, Images};
+use super::layout::{self, CODE, CODE_BYTES, CONSTANT, DATA, DATA_BYTES, IMAGE_BYTES, STACK, WRAP};
 use super::registers::{Outcome, Registers};
-use arena::{Header, SLOTS_OFFSET, Slot};
+use arena::{Header, IMAGES_OFFSET, SLOTS_OFFSET, Slot};
 use runtime::{RUNTIME_BYTES, SLOW_TICK_SIGNAL, TICK_SIGNAL};
 use std::io::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -87,20 +88,19 @@ pub struct NativeCpu {
 }
 
 impl NativeCpu {
-    /// Starts the executing process with room for `slots` sequences per batch. `constant` is the
-    /// content of [`CONSTANT`].
+    /// Starts the executing process with room for `slots` sequences per batch.
     ///
     /// # Errors
     /// [`NativeError::Setup`].
-    pub fn new(slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
-        Self::on_cpu(current_cpu(), slots, constant)
+    pub fn new(slots: usize, images: &Images) -> Result<Self, NativeError> {
+        Self::on_cpu(current_cpu(), slots, images)
     }
 
     /// As [`Self::new`], on the CPU of this number.
     ///
     /// # Errors
     /// [`NativeError::Setup`].
-    pub fn on_cpu(host_cpu: u32, slots: usize, constant: &[u8; 4096]) -> Result<Self, NativeError> {
+    pub fn on_cpu(host_cpu: u32, slots: usize, images: &Images) -> Result<Self, NativeError> {
         let arena_bytes = SLOTS_OFFSET + slots * size_of::<Slot>();
         // SAFETY: a new shared anonymous mapping at a place the kernel chooses.
         let arena = unsafe {
@@ -116,6 +116,19 @@ impl NativeCpu {
         if arena == libc::MAP_FAILED {
             return Err(failed("mmap of the arena"));
         }
+        for index in 0..IMAGES {
+            let data = &images.get(index)[CODE_BYTES..];
+            let at = IMAGES_OFFSET + usize::from(index) * DATA_BYTES;
+            // SAFETY: the arena has room for all images before the slots, and nobody else has it yet.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    data.as_ptr(),
+                    arena.cast::<u8>().add(at),
+                    DATA_BYTES,
+                );
+            }
+        }
+        let constant = images.constant();
         // SAFETY: the child calls `Child::run` only, which makes async-signal-safe calls.
         let child = unsafe { libc::fork() };
         if child == 0 {
@@ -154,7 +167,7 @@ impl NativeCpu {
     fn slot(&self, index: usize) -> *mut Slot {
         assert!(index < self.slots, "slot {index} of {}", self.slots);
         assert!(!self.running, "slot {index} while a batch is running");
-        // SAFETY: the arena holds `slots` slots after its first page.
+        // SAFETY: the arena holds `slots` slots from there on.
         unsafe {
             self.arena
                 .add(SLOTS_OFFSET + index * size_of::<Slot>())
@@ -166,19 +179,22 @@ impl NativeCpu {
         self.arena.cast()
     }
 
-    /// Places a sequence. `fill` receives the memory image to write completely.
+    /// Places a sequence over a memory image. `fill` receives the code to write completely.
     pub fn place(
         &mut self,
         index: usize,
         start: &Registers,
-        fill: impl FnOnce(&mut [u8; IMAGE_BYTES]),
+        image: u8,
+        fill: impl FnOnce(&mut [u8; CODE_BYTES]),
     ) {
+        assert!(image < IMAGES, "image {image}");
         let slot = self.slot(index);
         // SAFETY: no batch is running (checked by `slot`), so only this process touches the slot,
         // and any bytes are a valid `Slot`.
         unsafe {
             (*slot).start = *start;
-            fill(&mut (*slot).memory_in);
+            (*slot).image = u64::from(image);
+            fill(&mut (*slot).code);
         }
     }
 
@@ -507,7 +523,7 @@ unsafe fn unregister_rseq() {
 }
 
 const _: () = assert!(size_of::<Slot>().is_multiple_of(4096));
-const _: () = assert!(layout::IMAGE_BYTES == 8 * 4096);
+const _: () = assert!(layout::IMAGE_BYTES == 8 * 4096 && CODE_BYTES == 2 * 4096);
 
 // SAFETY: the arena belongs to this value alone in this process.
 unsafe impl Send for NativeCpu {}
@@ -519,11 +535,10 @@ mod tests {
 
     /// Runs each code from the start of [`CODE`], over a stack and data of zeros.
     fn run(codes: &[&[u8]], start: &Registers) -> (NativeCpu, Vec<Outcome>) {
-        let mut cpu = NativeCpu::new(codes.len(), &[0; 4096]).unwrap();
+        let mut cpu = NativeCpu::new(codes.len(), &Images::default()).unwrap();
         for (index, code) in codes.iter().enumerate() {
-            cpu.place(index, start, |image| {
-                image.fill(0);
-                image[..8192].fill(0xcc);
+            cpu.place(index, start, 0, |image| {
+                image.fill(0xcc);
                 image[..code.len()].copy_from_slice(code);
             });
         }

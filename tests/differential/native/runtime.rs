@@ -3,12 +3,12 @@
 //! nor damage anything of the test program. It uses no library and no thread-local storage, because
 //! a sequence may leave any FS base behind.
 //!
-//! It takes batches from the arena, and for each slot copies the memory image in, loads all
+//! It takes batches from the arena, and for each slot makes memory what it shall be, loads all
 //! registers, jumps to the sequence and waits for the signal that ends it. The handler stores the
 //! signal's register image in the slot and goes on with the next one without returning.
 
 use super::arena::{self, Slot};
-use crate::differential::layout::{CODE, DATA, STACK, WRAP};
+use crate::differential::layout::{CODE, DATA, DATA_BYTES, STACK, WRAP};
 use core::arch::global_asm;
 use core::mem::offset_of;
 
@@ -72,10 +72,20 @@ simuboost_runtime:
     lea rbx, [r15 + rbx + {SLOTS}]
     mov [rip + 72f], rbx
     inc qword ptr [rip + 73f]
-    lea rsi, [rbx + {MEMORY_IN}]
+    // Only code that differs is written: the processor drops what it has fetched from lines that are.
+    lea rsi, [rbx + {CODE_IN}]
     mov edi, {CODE}
     mov ecx, 1024
-    rep movsq
+31: mov rax, [rsi]
+    cmp rax, [rdi]
+    je 32f
+    mov [rdi], rax
+32: add rsi, 8
+    add rdi, 8
+    dec ecx
+    jnz 31b
+    imul rsi, [rbx + {IMAGE}], {DATA_BYTES}
+    lea rsi, [r15 + rsi + {IMAGES}]
     mov edi, {DATA}
     mov ecx, 1024
     rep movsq
@@ -221,7 +231,10 @@ simuboost_runtime_unmap:
     COUNT = const offset_of!(arena::Header, count),
     SLOTS = const arena::SLOTS_OFFSET,
     SLOT_BYTES = const size_of::<Slot>(),
-    MEMORY_IN = const offset_of!(Slot, memory_in),
+    IMAGES = const arena::IMAGES_OFFSET,
+    DATA_BYTES = const DATA_BYTES,
+    IMAGE = const offset_of!(Slot, image),
+    CODE_IN = const offset_of!(Slot, code),
     MEMORY_OUT = const offset_of!(Slot, memory_out),
     RIP = const offset_of!(Slot, start.rip),
     RFLAGS = const offset_of!(Slot, start.rflags),

@@ -95,13 +95,13 @@ fn main() -> anyhow::Result<ExitCode> {
 fn with_sides(options: &Options) -> anyhow::Result<u64> {
     let images = Images::default();
     let native = match options.cpu {
-        Some(cpu) => NativeCpu::on_cpu(cpu, BATCH, images.constant())?,
-        None => NativeCpu::new(BATCH, images.constant())?,
+        Some(cpu) => NativeCpu::on_cpu(cpu, BATCH, &images)?,
+        None => NativeCpu::new(BATCH, &images)?,
     };
     let number = native.cpu_number();
     match options.pair.as_str() {
         "native-native" => {
-            let again = NativeCpu::on_cpu(number, BATCH, images.constant())?;
+            let again = NativeCpu::on_cpu(number, BATCH, &images)?;
             run(Fuzzer::new(images, native, again), options)
         }
         "native-engine" => {

@@ -1,6 +1,5 @@
 //! Which part of the translator deals with an instruction.
 
-use super::special::address_bytes;
 use super::string;
 use crate::jit::mode::Mode;
 use crate::sys;
@@ -66,12 +65,23 @@ const EXECUTE_LAST: Class = Class::Execute { ends: true };
 
 /// Decides how to translate.
 pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Maker) -> Class {
-    if is_undefined(instruction, vendor)
-        || mode.is_compat() && !is_done_in_compat(instruction, mode)
-        || odd_segment(instruction, mode).is_some()
-    {
+    if is_undefined(instruction, vendor) || mode.has_odd_code() {
         return EXECUTE_LAST;
     }
+    let class = regular_class(instruction, mode);
+    let may_be_odd = matches!(
+        class,
+        Class::Nothing | Class::Native | Class::X87 | Class::MaskedMove
+    );
+    match may_be_odd || odd_segment(instruction, mode).is_none() {
+        true => class,
+        false => EXECUTE_LAST,
+    }
+}
+
+/// How to translate where no segment is odd. Translations of [`Class::Native`], [`Class::X87`] and
+/// [`Class::MaskedMove`] have accesses through odd segments looked at by Rust.
+fn regular_class(instruction: &Instruction, mode: Mode) -> Class {
     if let Some(class) = by_mnemonic(instruction, mode) {
         return class;
     }
@@ -97,6 +107,9 @@ pub(super) fn classify(instruction: &Instruction, mode: Mode, vendor: Maker) -> 
 
 fn by_mnemonic(instruction: &Instruction, mode: Mode) -> Option<Class> {
     use Mnemonic as M;
+    if instruction.op0_kind() == OpKind::NearBranch16 {
+        return Some(EXECUTE_LAST);
+    }
     Some(match instruction.mnemonic() {
         M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Reservednop => Class::Nothing,
         M::Prefetch
@@ -275,81 +288,43 @@ fn unit_is_off(instruction: &Instruction, mode: Mode) -> bool {
     fpu::mode_fault(fpu::classify(instruction), cr0, cr4).is_some()
 }
 
-/// Whether compatibility mode does an instruction: not in odd code segments, no bit strings at 16-bit
-/// addresses, no near transfers to 16-bit addresses.
-pub(crate) fn is_done_in_compat(instruction: &Instruction, mode: Mode) -> bool {
-    let bit_string = matches!(
-        instruction.mnemonic(),
-        Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts
-    ) && instruction.op0_kind() == OpKind::Memory
-        && instruction.op1_kind() == OpKind::Register;
-    let short_transfer = instruction.op0_kind() == OpKind::NearBranch16
-        || matches!(
-            instruction.code(),
-            Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 | Code::Leavew
-        );
-    let short_bit_string = bit_string && address_bytes(instruction) == 2;
-    !(mode.has_odd_code() || short_transfer || short_bit_string)
-}
-
-/// The segment register through which an instruction accesses memory and which is odd.
-pub(crate) fn odd_segment(instruction: &Instruction, mode: Mode) -> Option<Seg> {
-    if !mode.is_compat() {
+/// The segment register through which an instruction accesses memory and which does not allow that, and
+/// whether it writes.
+pub(crate) fn odd_segment(instruction: &Instruction, mode: Mode) -> Option<(Seg, bool)> {
+    let prefixed = matches!(
+        instruction.segment_prefix(),
+        Register::CS | Register::FS | Register::GS
+    );
+    if !mode.is_compat() || !(prefixed || mode.has_odd_plain_segment()) {
         return None;
     }
-    let named = [Seg::Fs, Seg::Gs]
-        .into_iter()
-        .find(|segment| instruction.memory_segment() == register_of(*segment));
-    let accesses = (0..instruction.op_count()).any(|op| is_memory(instruction.op_kind(op)))
-        && !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
-    match named {
-        Some(segment) if accesses && mode.is_odd(segment) => return Some(segment),
-        _ if !mode.has_odd_plain_segment() => return None,
-        _ => {}
-    }
     let mut infos = InstructionInfoFactory::new();
-    let info = infos.info(instruction);
-    [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds]
-        .into_iter()
-        .filter(|segment| mode.is_odd(*segment))
-        .find(|segment| {
-            info.used_memory().iter().any(|memory| {
-                memory.segment() == register_of(*segment)
-                    && memory.access() != OpAccess::NoMemAccess
-            })
-        })
+    let used = infos.info(instruction).used_memory();
+    used.iter().find_map(|memory| {
+        use OpAccess as A;
+        let segment = segment_of(memory.segment())?;
+        // What these do later is looked at then: ARPL may not write, FXSAVE reports misalignment before.
+        let may_write = !matches!(instruction.mnemonic(), Mnemonic::Arpl | Mnemonic::Fxsave);
+        let writes = match memory.access() {
+            A::None | A::NoMemAccess => return None,
+            A::Read | A::CondRead => false,
+            A::Write | A::CondWrite | A::ReadWrite | A::ReadCondWrite => may_write,
+        };
+        mode.is_odd(segment, writes).then_some((segment, writes))
+    })
 }
 
-fn register_of(segment: Seg) -> Register {
-    match segment {
-        Seg::Es => Register::ES,
-        Seg::Cs => Register::CS,
-        Seg::Ss => Register::SS,
-        Seg::Ds => Register::DS,
-        Seg::Fs => Register::FS,
-        Seg::Gs => Register::GS,
-    }
-}
-
-fn is_memory(kind: OpKind) -> bool {
-    !matches!(
-        kind,
-        OpKind::Register
-            | OpKind::NearBranch16
-            | OpKind::NearBranch32
-            | OpKind::NearBranch64
-            | OpKind::FarBranch16
-            | OpKind::FarBranch32
-            | OpKind::Immediate8
-            | OpKind::Immediate8_2nd
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64
-    )
+/// Which segment register this is.
+pub(crate) fn segment_of(register: Register) -> Option<Seg> {
+    Some(match register {
+        Register::ES => Seg::Es,
+        Register::CS => Seg::Cs,
+        Register::SS => Seg::Ss,
+        Register::DS => Seg::Ds,
+        Register::FS => Seg::Fs,
+        Register::GS => Seg::Gs,
+        _ => return None,
+    })
 }
 
 /// Whether the guest gets #UD whatever its privilege.

@@ -13,9 +13,13 @@ struct Shape {
     immediate: usize,
 }
 
-/// The bytes of an instruction as its first bytes tell; `None` if they do not.
-pub(super) fn length(bytes: &[u8]) -> Option<usize> {
-    let mut reader = Reader { bytes, at: 0 };
+/// The bytes of an instruction as its first bytes tell; `None` if they do not. `compat`: of 32-bit code.
+pub(super) fn length(bytes: &[u8], compat: bool) -> Option<usize> {
+    let mut reader = Reader {
+        bytes,
+        at: 0,
+        short_address: false,
+    };
     let mut wide_operand = true;
     let mut narrow_address = false;
     let mut rex = 0;
@@ -25,7 +29,7 @@ pub(super) fn length(bytes: &[u8]) -> Option<usize> {
             0x66 => wide_operand = false,
             0x67 => narrow_address = true,
             0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => {}
-            0x40..=0x4f => {
+            0x40..=0x4f if !compat => {
                 rex = byte;
                 continue;
             }
@@ -35,13 +39,28 @@ pub(super) fn length(bytes: &[u8]) -> Option<usize> {
         rex = 0;
     };
     let full = rex & 8 != 0;
+    let operand = if wide_operand || full { 4 } else { 2 };
     let sizes = Sizes {
-        operand: if wide_operand || full { 4 } else { 2 },
+        operand,
         full,
-        address: if narrow_address { 4 } else { 8 },
+        address: match (compat, narrow_address) {
+            (false, false) => 8,
+            (true, true) => 2,
+            _ => 4,
+        },
+        // Intel ignores the prefix in 64-bit mode.
+        branch: if compat { operand } else { 4 },
     };
+    reader.short_address = sizes.address == 2;
+    // Without registers in ModRM these are LES, LDS and BOUND in 32-bit code.
+    let legacy = compat && reader.peek().is_none_or(|modrm| modrm < 0xc0);
     let shape = match opcode {
-        0x0f => reader.two_bytes()?,
+        0x0f => reader.two_bytes(sizes)?,
+        0xc4 | 0xc5 | 0x62 if legacy => Shape {
+            modrm: true,
+            registers: false,
+            immediate: 0,
+        },
         0xc5 => {
             reader.skip(1)?;
             let opcode = reader.next()?;
@@ -84,13 +103,17 @@ struct Sizes {
     operand: usize,
     /// REX.W.
     full: bool,
-    /// 8, or 4 with an address-size prefix.
+    /// 8, or 4 with an address-size prefix; 4 or 2 in 32-bit code.
     address: usize,
+    /// Of a near branch.
+    branch: usize,
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// ModRM is that of 16-bit addresses.
+    short_address: bool,
 }
 
 impl Reader<'_> {
@@ -98,6 +121,10 @@ impl Reader<'_> {
         let byte = *self.bytes.get(self.at)?;
         self.at += 1;
         Some(byte)
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
     }
 
     fn skip(&mut self, bytes: usize) -> Option<()> {
@@ -108,6 +135,14 @@ impl Reader<'_> {
     fn operand(&mut self) -> Option<u8> {
         let modrm = self.next()?;
         let (mode, rm) = (modrm >> 6, modrm & 7);
+        if self.short_address {
+            self.at += match (mode, rm) {
+                (0, 6) | (2, _) => 2,
+                (1, _) => 1,
+                _ => 0,
+            };
+            return Some(modrm);
+        }
         let mut displacement = match (mode, rm) {
             (0, 5) | (2, _) => 4,
             (1, _) => 1,
@@ -124,7 +159,7 @@ impl Reader<'_> {
     }
 
     /// What follows 0F.
-    fn two_bytes(&mut self) -> Option<Shape> {
+    fn two_bytes(&mut self, sizes: Sizes) -> Option<Shape> {
         let opcode = self.next()?;
         let (modrm, immediate) = match opcode {
             // The maps behind 0F 38 and 0F 3A, and those that are reserved beside them.
@@ -136,7 +171,7 @@ impl Reader<'_> {
                 self.skip(1)?;
                 (true, 1)
             }
-            0x80..=0x8f => (false, 4),
+            0x80..=0x8f => (false, sizes.branch),
             0x04..=0x0c
             | 0x0e
             | 0x0f
@@ -184,7 +219,7 @@ fn one_byte(opcode: u8, sizes: Sizes) -> Shape {
         0x6b | 0x80 | 0x82 | 0x83 | 0xc0 | 0xc1 | 0xc6 => (true, 1),
         0x63 | 0x84..=0x8f | 0xd0..=0xd3 | 0xd8..=0xdf | 0xf6 | 0xf7 | 0xfe | 0xff => (true, 0),
         0x68 | 0xa9 => (false, operand),
-        0xe8 | 0xe9 => (false, 4),
+        0xe8 | 0xe9 => (false, sizes.branch),
         0x6a | 0x70..=0x7f | 0xa8 | 0xb0..=0xb7 | 0xcd | 0xd4 | 0xd5 | 0xe0..=0xe7 | 0xeb => {
             (false, 1)
         }
@@ -211,6 +246,11 @@ mod tests {
     /// For what is defined, the decoder knows the length too.
     #[test]
     fn lengths_are_those_of_the_decoder() {
+        compare(64);
+        compare(32);
+    }
+
+    fn compare(bitness: u32) {
         let mut state = 1u64;
         let mut compared = 0;
         for _ in 0..2_000_000 {
@@ -218,12 +258,12 @@ mod tests {
                 .wrapping_mul(0x5851_f42d_4c95_7f2d)
                 .wrapping_add(0x1405_7b7e_f767_814f);
             let bytes = (u128::from(state) << 64 | u128::from(state.rotate_left(29))).to_be_bytes();
-            let decoded = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            let decoded = Decoder::new(bitness, &bytes, DecoderOptions::NONE).decode();
             let encoding = decoded.code().op_code().encoding();
             let gone = matches!(encoding, EncodingKind::XOP | EncodingKind::D3NOW);
             if !decoded.is_invalid() && !gone {
                 assert_eq!(
-                    length(&bytes),
+                    length(&bytes, bitness == 32),
                     Some(decoded.len()),
                     "{bytes:02x?} {decoded}"
                 );
@@ -235,9 +275,9 @@ mod tests {
 
     #[test]
     fn what_the_first_bytes_do_not_tell_is_unknown() {
-        assert_eq!(length(&[0xf0, 0x66]), None);
-        assert_eq!(length(&[0x0f, 0xb9]), None);
-        assert_eq!(length(&[0x9a]), Some(7));
-        assert_eq!(length(&[0x66, 0x9a]), Some(6));
+        assert_eq!(length(&[0xf0, 0x66], false), None);
+        assert_eq!(length(&[0x0f, 0xb9], false), None);
+        assert_eq!(length(&[0x9a], false), Some(7));
+        assert_eq!(length(&[0x66, 0x9a], false), Some(6));
     }
 }

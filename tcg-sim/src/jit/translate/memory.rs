@@ -1,7 +1,7 @@
 //! Linear addresses and the inline TLB check.
 
 use super::special::{address_bytes, is_narrow, segment_base};
-use super::{Tail, Translator};
+use super::{Tail, Translator, odd_segment};
 use crate::jit::asm::{Host, Mem, Patch};
 use crate::jit::block::MemoryAccess;
 use crate::jit::layout::{disp, slot_disp, slot_mask_disp, tlb_disp};
@@ -126,8 +126,15 @@ impl Translator<'_> {
             (_, None) => None,
         };
         let index = self.index_register(instruction);
-        let disp = (displacement as i32).wrapping_add(extra);
+        let displacement = displacement as i32;
+        let (disp, rest) = match displacement.checked_add(extra) {
+            Some(sum) => (sum, 0),
+            None => (displacement, extra),
+        };
         self.lea_sized(to, Mem { base, index, disp }, narrow);
+        if rest != 0 {
+            self.lea_sized(to, Mem::base(to, rest), narrow);
+        }
         if address_bytes(instruction) == 2 {
             self.asm.movzx16(to, to);
         }
@@ -175,6 +182,11 @@ impl Translator<'_> {
             Some(mask) if address.stack_slot => self.check_slot(address, access, mask),
             _ => self.check_table(address, access),
         }
+    }
+
+    /// Whether the instruction accesses memory through an odd segment: only Rust knows what comes of it.
+    pub(super) fn is_odd(&self, instruction: &Instruction) -> bool {
+        odd_segment(instruction, self.request.key.mode).is_some()
     }
 
     /// As [`Self::check`], always on the slow path.

@@ -23,12 +23,10 @@ use super::mode::TlbClass;
 use super::regs::{BUDGET, T0};
 use crate::exec::HostCpu;
 use classify::{Class, classify};
-pub(crate) use classify::{is_done_in_compat, is_undefined, odd_segment};
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-};
+pub(crate) use classify::{is_undefined, odd_segment, segment_of};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 use memory::Address;
-pub(crate) use special::is_narrow;
+pub(crate) use special::{has_short_address, is_narrow};
 
 /// Most instructions in a superblock.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -216,13 +214,7 @@ fn decode(request: &Request<'_>) -> Result<Decoded, NoTranslation> {
         }
         let instruction = decoder.decode();
         if instruction.is_invalid() {
-            let bytes = &request.bytes[start..];
-            let refused = if bitness == 64 {
-                refuse(bytes)
-            } else {
-                refuse_in_compat(bytes, decoder.last_error())
-            };
-            match refused {
+            match refuse(&request.bytes[start..], bitness == 32) {
                 None => {}
                 Some(reason) if decoded.is_empty() => return Err(reason),
                 // The next block deals with it.
@@ -247,9 +239,9 @@ fn decode(request: &Request<'_>) -> Result<Decoded, NoTranslation> {
 }
 
 /// Why bytes that are no instruction do not even raise #UD.
-fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
+fn refuse(bytes: &[u8], compat: bool) -> Option<NoTranslation> {
     // How far the processor reads before it knows.
-    let length = length::length(bytes).unwrap_or(usize::MAX);
+    let length = length::length(bytes, compat).unwrap_or(usize::MAX);
     if bytes.len() < length.min(LONGEST) {
         Some(NoTranslation::NeedsNextPage)
     } else if length > LONGEST {
@@ -257,16 +249,6 @@ fn refuse(bytes: &[u8]) -> Option<NoTranslation> {
     } else {
         None
     }
-}
-
-/// The same in compatibility mode, as far as the decoder tells.
-fn refuse_in_compat(bytes: &[u8], error: DecoderError) -> Option<NoTranslation> {
-    let reason = if bytes.len() < LONGEST {
-        NoTranslation::NeedsNextPage
-    } else {
-        NoTranslation::TooLong
-    };
-    (error == DecoderError::NoMoreBytes).then_some(reason)
 }
 
 impl Translator<'_> {

@@ -68,7 +68,8 @@ impl Translator<'_> {
         let address = memory_op.map(|op| {
             let address = self.linear_address(instruction);
             let access = memory_access(instruction, access[op as usize]);
-            if access.parts && is_narrow(instruction) && !self.compat {
+            let wraps = access.parts && is_narrow(instruction) && !self.compat;
+            if wraps || self.is_odd(instruction) {
                 self.check_in_rust(address, access);
             } else {
                 self.check(address, access);

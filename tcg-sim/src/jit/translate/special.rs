@@ -62,6 +62,9 @@ impl Translator<'_> {
             disp: 0,
         };
         self.lea_sized(T0, element, narrow);
+        if has_short_address(instruction) {
+            self.asm.movzx16(T0, T0);
+        }
         if let Some(base) = segment {
             self.asm.load(T1, Mem::env(base));
             self.lea_sized(T0, Mem::sum(T0, T1, 0), self.compat);
@@ -123,7 +126,7 @@ impl Translator<'_> {
             stack_slot: false,
         };
         let narrow = instruction.op0_kind() != OpKind::MemorySegRDI;
-        if narrow && access.parts {
+        if narrow && access.parts || self.is_odd(instruction) {
             self.check_in_rust(address, access);
         } else {
             self.check(address, access);
@@ -281,6 +284,13 @@ pub(super) fn address_bytes(instruction: &Instruction) -> usize {
         .map(Register::size)
         .min()
         .unwrap_or(8)
+}
+
+/// Whether the address is computed modulo 2^16.
+pub(crate) fn has_short_address(instruction: &Instruction) -> bool {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let bare = base == Register::None && index == Register::None;
+    address_bytes(instruction) == 2 || bare && instruction.memory_displ_size() == 2
 }
 
 /// Where the base of an FS or GS override is kept.
