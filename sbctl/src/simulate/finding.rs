@@ -1,5 +1,6 @@
 //! What the simulation of an interval found, as it is stored.
 
+use crate::exit::words;
 use machine::units::Position;
 use replay_log::{Desync, Event};
 use serde::{Deserialize, Serialize};
@@ -157,7 +158,7 @@ impl Finding {
 
     /// What an error means: damage of the recording, or a failure.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
-        let message = format!("{error:#}");
+        let message = words(error);
         match error.chain().any(is_damage) {
             true => Self::Damaged { message },
             false => Self::Failed { message },
