@@ -4,7 +4,7 @@ use super::configuration::{Configuration, Instrument};
 use super::finding::{Finding, Mode};
 use super::results::{IntervalResult, Results};
 use super::trace::TraceInProgress;
-use crate::recording::{PositionsKind, Source};
+use crate::recording::{Accelerator, PositionsKind, Source};
 use anyhow::Result;
 use machine::checkpoint::{CheckpointPages, CheckpointSource};
 use machine::cpuid::CpuidTable;
@@ -13,8 +13,27 @@ use machine::vcpu::{Kick, Vcpu};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tcg_sim::instrument::Instruments;
-use tcg_sim::replay::{Instrumented, Interval, Limits, ReplayError, Report, replay_with};
-use tcg_sim::{Engine, EngineOptions};
+use tcg_sim::replay::{
+    Instrumented, Interval, Limits, Outcome, ReplayError, Report, find_spurious_fault, replay_with,
+};
+use tcg_sim::{Engine, EngineOptions, SpuriousFault};
+
+/// How an interval is replayed.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    mode: Mode,
+    /// Number of the page fault to take for a translation that hardware may have remembered.
+    fault_at: Option<u64>,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Blocks,
+            fault_at: None,
+        }
+    }
+}
 
 /// What all jobs of a worker process share.
 pub(crate) struct Jobs {
@@ -52,23 +71,28 @@ impl Jobs {
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Result<IntervalResult> {
         let recorded: Arc<dyn CheckpointSource> = Arc::new(self.source.interval(number)?);
-        let interval = Interval::load(&*recorded, number)?;
+        let frozen_tsc = self.source.note.frozen_tsc;
+        let interval = Interval::load(&*recorded, number)?.with_frozen_tsc(frozen_tsc);
         let start = interval.start_position();
-        let (mut instruments, mut trace) = (Instruments::none(), None);
-        if self.configuration.has(Instrument::Count) {
-            instruments = instruments.with_counts();
+        let mut how = How::default();
+        let (mut replayed, mut trace) =
+            self.instrumented(&interval, &recorded, results, how, running)?;
+        let fault = match replayed.report.outcome {
+            Outcome::Diverged(_) => self.find_fault(&interval, &recorded, running)?,
+            Outcome::Verified => None,
+        };
+        if let Some((number, _)) = fault {
+            how.fault_at = Some(number);
+            drop(trace);
+            (replayed, trace) = self.instrumented(&interval, &recorded, results, how, running)?;
         }
-        if self.configuration.has(Instrument::Mem) {
-            let (file, sink) = TraceInProgress::create(results.trace_path(number), number)?;
-            instruments = instruments.with_memory_trace(sink);
-            trace = Some(file);
-        }
-        let Instrumented { report, counts } =
-            self.replay_with(&interval, &recorded, Mode::Blocks, instruments, running)?;
+        let Instrumented { report, counts } = replayed;
         let mut result = IntervalResult {
             counts,
             trace: trace.map(TraceInProgress::finish).transpose()?,
             finding: Finding::of(&report, Mode::Blocks, start),
+            early_entries: report.early_entries,
+            spurious_fault: fault.map(|(_, fault)| fault.into()),
             instructions: report.steps.0,
             pages_compared: report.frames_compared,
             search: report.search.into(),
@@ -78,10 +102,55 @@ impl Jobs {
             let mode = Mode::OneInstruction;
             // The other mode is slow: it need not search again.
             let interval = interval.with_positions(&report.resolved);
-            let report = self.replay(&interval, &recorded, mode, running)?;
+            let (how, none) = (How { mode, ..how }, Instruments::none());
+            let report = self
+                .replay_with(&interval, &recorded, how, none, running)?
+                .report;
             result.finding = Finding::of(&report, mode, interval.start_position());
         }
         Ok(result)
+    }
+
+    /// Replays an interval with the instruments that are asked for.
+    fn instrumented(
+        &self,
+        interval: &Interval,
+        recorded: &Arc<dyn CheckpointSource>,
+        results: &Results,
+        how: How,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Result<(Instrumented, Option<TraceInProgress>)> {
+        let (mut instruments, mut trace) = (Instruments::none(), None);
+        if self.configuration.has(Instrument::Count) {
+            instruments = instruments.with_counts();
+        }
+        if self.configuration.has(Instrument::Mem) {
+            let path = results.trace_path(interval.number);
+            let (file, sink) = TraceInProgress::create(path, interval.number)?;
+            instruments = instruments.with_memory_trace(sink);
+            trace = Some(file);
+        }
+        let replayed = self.replay_with(interval, recorded, how, instruments, running)?;
+        Ok((replayed, trace))
+    }
+
+    /// A page fault that hardware may have taken for a translation that it remembered, if that explains why the
+    /// interval diverges.
+    fn find_fault(
+        &self,
+        interval: &Interval,
+        recorded: &Arc<dyn CheckpointSource>,
+        running: &dyn Fn(Arc<dyn Kick>),
+    ) -> Result<Option<(u64, SpuriousFault)>> {
+        if self.source.note.accel != Accelerator::Kvm {
+            return Ok(None);
+        }
+        let fresh = || -> Result<_> {
+            let (engine, ram) = self.engine(interval, recorded, Mode::Blocks)?;
+            running(engine.kick_handle());
+            Ok((engine, ram))
+        };
+        find_spurious_fault(fresh, interval, &**recorded, &self.limits(interval))
     }
 
     /// Replays an interval in its own RAM, which is filled as it is touched and gone afterwards.
@@ -92,8 +161,14 @@ impl Jobs {
         mode: Mode,
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Result<Report> {
-        let none = Instruments::none();
-        let replayed = self.replay_with(interval, recorded, mode, none, running)?;
+        let (how, none) = (
+            How {
+                mode,
+                ..How::default()
+            },
+            Instruments::none(),
+        );
+        let replayed = self.replay_with(interval, recorded, how, none, running)?;
         Ok(replayed.report)
     }
 
@@ -101,11 +176,14 @@ impl Jobs {
         &self,
         interval: &Interval,
         recorded: &Arc<dyn CheckpointSource>,
-        mode: Mode,
+        how: How,
         instruments: Instruments,
         running: &dyn Fn(Arc<dyn Kick>),
     ) -> Result<Instrumented> {
-        let (mut engine, ram) = self.engine(interval, recorded, mode)?;
+        let (mut engine, ram) = self.engine(interval, recorded, how.mode)?;
+        if how.fault_at.is_some() {
+            engine.remember_translations(how.fault_at);
+        }
         running(engine.kick_handle());
         let limits = self.limits(interval);
         let (engine, recorded) = (&mut engine, &**recorded);
