@@ -2,6 +2,9 @@
 
 use crate::cpuid::Maker;
 
+/// What a time stamp counter reads that hardware was told to hold still.
+pub const FROZEN_TSC: u64 = 1 << 40;
+
 /// MSR numbers.
 pub mod number {
     #![expect(missing_docs, reason = "architectural names")]

@@ -112,6 +112,13 @@ pub enum VcpuError {
     },
 }
 
+impl VcpuError {
+    /// Whether it is this host's hypervisor that cannot go on, where another vCPU may.
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, Self::Unable { .. } | Self::Host { .. })
+    }
+}
+
 /// Makes a running vCPU return [`Exit::Kicked`] soon, from any thread.
 pub trait Kick: Send + Sync {
     /// Requests the exit. Idempotent until the exit is delivered.

@@ -10,6 +10,13 @@ use std::fmt;
 pub enum Observation {
     /// The guest reads.
     Read(ReadSource),
+    /// The guest reads the time stamp counter with an instruction that hardware answers unseen.
+    UnrecordedTimestamp {
+        /// At this privilege level.
+        cpl: u8,
+        /// In this address space.
+        cr3: u64,
+    },
     /// An asynchronous event, or the end, has its place here.
     Place(EventPosition),
     /// The guest passed the place without stopping there.
@@ -103,6 +110,11 @@ impl fmt::Display for Observation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(source) => source.fmt(f),
+            Self::UnrecordedTimestamp { cpl, cr3 } => write!(
+                f,
+                "a read of the time stamp counter at CPL {cpl}, CR3 {cr3:#x}, whose answer by the processor could \
+                 not be recorded (the counter is hidden from guests; this program uses it all the same)"
+            ),
             Self::Place(position) => write!(f, "an event {position}"),
             Self::Passed => f.write_str("the place already passed"),
             Self::Halted => f.write_str("a halted guest"),

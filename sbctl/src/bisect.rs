@@ -108,7 +108,8 @@ fn bisect(jobs: &Jobs, arguments: &BisectArguments, kick: &Kicker) -> Result<Rep
     progress.set_message("simulating the interval");
     let number = arguments.interval;
     let recorded: Arc<dyn CheckpointSource> = Arc::new(jobs.source.interval(number)?);
-    let interval = Interval::load(&*recorded, number)?;
+    let frozen_tsc = jobs.source.note.frozen_tsc;
+    let interval = Interval::load(&*recorded, number)?.with_frozen_tsc(frozen_tsc);
     let start = interval.start_position();
     let replayed = jobs.replay(&interval, &recorded, Mode::Blocks, kick)?;
     let finding = Finding::of(&replayed, Mode::Blocks, start);

@@ -55,6 +55,8 @@ pub(crate) enum Accel {
     Auto,
     /// Hardware, through KVM
     Kvm,
+    /// Hardware, and the engine where this host's KVM cannot run the guest
+    KvmOrEngine,
     /// The translating engine
     Engine,
 }
@@ -81,20 +83,30 @@ impl Accel {
         match self {
             Self::Engine => Ok(None),
             Self::Kvm => Ok(Some(Host::open()?)),
-            Self::Auto => {
-                let host = match EXECUTES {
-                    Executes::OnKvm => fast_host(),
-                    Executes::OnEngine => Err(anyhow!(
-                        "what KVM records of Linux does not verify yet; --accel kvm does it all the same"
-                    )),
-                };
-                host.map(Some).or_else(|why| {
-                    eprintln!("sbctl: the guest runs on the engine: {why:#}");
-                    Ok(None)
-                })
-            }
+            Self::KvmOrEngine => Ok(or_engine(Host::open().map_err(anyhow::Error::from))),
+            Self::Auto => Ok(or_engine(match EXECUTES {
+                Executes::OnKvm => fast_host(),
+                Executes::OnEngine => Err(anyhow!(
+                    "what KVM records of Linux does not verify yet; --accel kvm does it all the same"
+                )),
+            })),
         }
     }
+
+    /// Whether the engine takes over where KVM cannot run the guest.
+    pub(crate) fn falls_back(self) -> bool {
+        matches!(self, Self::Auto | Self::KvmOrEngine)
+    }
+}
+
+/// KVM, or none, and why.
+fn or_engine(host: Result<Host>) -> Option<Host> {
+    host.inspect_err(say_engine).ok()
+}
+
+/// Says why the guest runs on the engine.
+pub(crate) fn say_engine(why: &anyhow::Error) {
+    eprintln!("sbctl: the guest runs on the engine: {why:#}");
 }
 
 /// A KVM that executes kernel code on the processor, and lets no access to an MSR go unseen.
@@ -167,6 +179,8 @@ pub(crate) struct Guest<V = Engine> {
     pub(crate) clock: VirtualClock,
     pub(crate) cpuid: CpuidTable,
     pub(crate) command_line: String,
+    /// What the guest reads of a time stamp counter that the processor holds still, if it does.
+    pub(crate) frozen_tsc: Option<u64>,
 }
 
 impl GuestArguments {
@@ -184,7 +198,7 @@ impl GuestArguments {
     /// Loads the guest on KVM, where time is the host's.
     pub(crate) fn prepare_on(&self, host: &Host) -> Result<Guest<KvmVcpu>> {
         let clock = VirtualClock::Host(HostClock::new());
-        self.load(clock, |ram, cpuid| {
+        let mut guest = self.load(clock, |ram, cpuid| {
             let vcpu = KvmVcpu::new(host, ram.clone(), cpuid)?;
             if let Err(error) = vcpu.holds_writes() {
                 eprintln!(
@@ -193,7 +207,9 @@ impl GuestArguments {
                 );
             }
             Ok(vcpu)
-        })
+        })?;
+        guest.frozen_tsc = guest.vcpu.frozen_tsc();
+        Ok(guest)
     }
 
     fn load<V: Vcpu>(
@@ -226,6 +242,7 @@ impl GuestArguments {
             clock,
             cpuid,
             command_line,
+            frozen_tsc: None,
         })
     }
 

@@ -6,19 +6,22 @@ mod report;
 use crate::console;
 use crate::environment::{Environment, Output, recording_name};
 use crate::exit::{Exit, Usage};
-use crate::guest::{Clock, ConsoleArgument, Guest, GuestArguments};
+use crate::guest::{Clock, ConsoleArgument, Guest, GuestArguments, say_engine};
 use crate::progress;
 use crate::quantity::{Count, Span};
-use crate::recording::{Accelerator, HostRecord, IntervalLength, Note, PositionsKind, StoreSink};
+use crate::recording::{
+    Accelerator, HostRecord, IntervalLength, Note, PositionsKind, Source, StoreSink,
+};
 use crate::simulate::{CheckLive, LiveCheck, Recorded};
 use anyhow::{Context, Result};
 use checkpoint_dedup::RecordingName;
 use clap::{Args, ValueEnum};
 use drill::Drill;
 use indicatif::ProgressBar;
+use kvm_recorder::kvm::KvmError;
 use kvm_recorder::{Bus, Kicks, Length, Options, Positions, RecordError, Recorder, Summary};
 use machine::units::VirtualNanos;
-use machine::vcpu::Vcpu;
+use machine::vcpu::{Vcpu, VcpuError};
 use replay_log::RecordingId;
 pub(crate) use report::Report;
 use std::io::IsTerminal;
@@ -134,6 +137,7 @@ impl RecordArguments {
             command_line: guest.command_line.clone(),
             cpuid: Note::cpuid_text(&guest.cpuid),
             host: host_record(),
+            frozen_tsc: guest.frozen_tsc,
         }
     }
 }
@@ -175,10 +179,47 @@ pub(crate) fn execute(arguments: &RecordArguments, environment: &Environment) ->
             execute_on(guest, Accelerator::Engine, interval, arguments, environment)
         }
         Some(host) => {
-            let guest = arguments.guest.prepare_on(&host)?;
-            execute_on(guest, Accelerator::Kvm, interval, arguments, environment)
+            let guest = arguments.guest.prepare_on(&host);
+            let outcome = guest.and_then(|guest| {
+                execute_on(guest, Accelerator::Kvm, interval, arguments, environment)
+            });
+            match outcome {
+                Err(error) if takes_over(arguments, environment, &error)? => {
+                    say_engine(&error);
+                    let guest = arguments.guest.prepare()?;
+                    execute_on(guest, Accelerator::Engine, interval, arguments, environment)
+                }
+                outcome => outcome,
+            }
         }
     }
+}
+
+/// Whether the engine takes over from a KVM that could not run the guest. What was recorded, which is nothing but the
+/// start, is removed then.
+fn takes_over(
+    arguments: &RecordArguments,
+    environment: &Environment,
+    error: &anyhow::Error,
+) -> Result<bool> {
+    if !arguments.guest.accel.falls_back() {
+        return Ok(false);
+    }
+    if error.is::<KvmError>() || error.is::<VcpuError>() {
+        // There is no recording yet.
+        return Ok(true);
+    }
+    if !matches!(error.downcast_ref(), Some(RecordError::Vcpu(error)) if error.is_of_host()) {
+        return Ok(false);
+    }
+    let repository = environment.open_or_create()?;
+    let is_empty = Source::open(&repository, &arguments.name)?
+        .intervals()?
+        .is_empty();
+    if is_empty {
+        repository.remove(&arguments.name)?;
+    }
+    Ok(is_empty)
 }
 
 fn execute_on<V: Vcpu>(

@@ -76,6 +76,8 @@ pub struct Interval {
     pub end: Arc<Checkpoint>,
     /// Its log.
     pub segment: Segment,
+    /// What reads of the time stamp counter gave that are not in the log, where hardware held it still.
+    pub frozen_tsc: Option<u64>,
 }
 
 impl Interval {
@@ -100,6 +102,7 @@ impl Interval {
             start: source.checkpoint(number)?,
             end: source.checkpoint(number + 1)?,
             segment,
+            frozen_tsc: None,
         })
     }
 
@@ -109,6 +112,12 @@ impl Interval {
             PositionKind::Count { start } => start,
             PositionKind::Landmark => Position::default(),
         }
+    }
+
+    /// The same interval, recorded while hardware held the time stamp counter still at this number.
+    pub fn with_frozen_tsc(mut self, frozen_tsc: Option<u64>) -> Self {
+        self.frozen_tsc = frozen_tsc;
+        self
     }
 
     /// The same interval with exact positions, as a verified replay found them
@@ -218,6 +227,8 @@ pub struct Report {
     pub early_entries: u64,
     /// Position of each asynchronous event that was applied and of the end, in order.
     pub resolved: Vec<Position>,
+    /// Reads of a time stamp counter that hardware held still.
+    pub frozen_timestamps: u64,
     /// What searching took.
     pub search: SearchCounts,
     /// Of the writes that [`ReplayVcpu::spurious_faults`] counts, those before the last event that was found.

@@ -2,6 +2,7 @@
 
 use super::Rng;
 use crate::guest::{layout, pte};
+use machine::msr::FROZEN_TSC;
 use machine::ram::Ram;
 use machine::state::rflags;
 use machine::units::{GuestPhys, Position};
@@ -19,6 +20,8 @@ pub struct LikeHardware {
     engine: Engine,
     ram: Arc<Ram>,
     random: Rng,
+    /// What RDTSC gives, which nobody sees.
+    pub timestamp: u64,
     /// What it did, for whoever counts.
     pub speculated: Arc<Speculated>,
 }
@@ -39,6 +42,7 @@ impl LikeHardware {
             engine,
             ram,
             random: Rng::new(seed),
+            timestamp: FROZEN_TSC,
             speculated: Arc::default(),
         }
     }
@@ -88,7 +92,12 @@ impl VcpuLayer for LikeHardware {
         if until.is_some() {
             return Err(VcpuError::Protocol("hardware does not count steps"));
         }
-        let exit = self.engine.run(None)?;
+        let exit = loop {
+            match self.engine.run(None)? {
+                Exit::TimestampRead => self.engine.complete_read(self.timestamp)?,
+                exit => break exit,
+            }
+        };
         if exit == Exit::Kicked {
             match self.random.below(3) {
                 0 => self.set_accessed(),

@@ -2,22 +2,25 @@
 //! RF of faults that are the host's. Recorded on an engine that does such things and does not count; and on
 //! recordings into which single bits were put.
 
+use iced_x86::code_asm::*;
 use kvm_recorder::{Kicks, Length, Options, Positions, Summary};
 use machine::checkpoint::CheckpointSource;
 use machine::checkpoint::memory::MemoryStore;
 use machine::clock::{DEFAULT_STEPS_PER_SECOND, HostClock, InsnClock, VirtualClock};
+use machine::msr::FROZEN_TSC;
 use machine::ram::Ram;
 use machine::units::{GuestPhys, VirtualNanos};
-use replay_log::RecordingId;
-use simuboost_tests::guest::layout;
+use replay_log::{Observation, RecordingId};
+use simuboost_tests::guest::{Guest, asm, layout};
+use simuboost_tests::oracle::vcpu::ram_of;
 use simuboost_tests::recording::hardware::Kind;
 use simuboost_tests::recording::like_hardware::{LikeHardware, Speculated};
 use simuboost_tests::recording::programs::Program;
-use simuboost_tests::recording::{Edited, ON_ENGINE, TestBus, engine, record};
+use simuboost_tests::recording::{Edited, ON_ENGINE, RANDOM_PORT, TestBus, engine, record};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tcg_sim::replay::{Outcome, Report};
+use tcg_sim::replay::{Interval, Outcome, Report};
 
 const MILLISECOND: u64 = 1_000_000;
 const WINDOW: Range<u64> = layout::FREE..layout::FREE + 0x10000;
@@ -67,6 +70,82 @@ fn what_hardware_does_on_its_own_is_no_divergence() {
     );
     assert!(early > 0);
     assert_eq!(wrong, 0);
+}
+
+/// A guest that reads the time stamp counter now and then, recorded where nobody sees that.
+fn reads_timestamps() -> Arc<dyn CheckpointSource> {
+    let mut guest = Guest::new();
+    let emit = |a: &mut CodeAssembler| {
+        let (mut top, mut wait) = (a.create_label(), a.create_label());
+        asm!(a;
+            mov(edx, u32::from(RANDOM_PORT));
+            set_label(&mut top);
+            mov(ecx, 2000);
+            set_label(&mut wait);
+            add(r9, rcx);
+            dec(ecx);
+            jne(wait);
+            rdtsc();
+            shl(rdx, 32);
+            add(r8, rax);
+            add(r8, rdx);
+            mov(edx, u32::from(RANDOM_PORT));
+            in_(eax, dx);
+            jmp(top));
+        Ok(())
+    };
+    guest.code(emit).expect("it assembles");
+    let ram = ram_of(&guest);
+    let vcpu = LikeHardware::new(engine(ram.clone(), false), ram.clone(), 3);
+    let options = Options {
+        recording: RecordingId([4; 16]),
+        clock: VirtualClock::Host(HostClock::new()),
+        positions: Positions::Landmark(Kicks::Prompt),
+        interval: Length::Time(VirtualNanos(2 * MILLISECOND)),
+        stop_after: Some(Length::Time(VirtualNanos(10 * MILLISECOND))),
+        queue_pages: 64,
+    };
+    let bus = TestBus::new(layout::RAM_BYTES, 5, WINDOW, MILLISECOND).at_random_times();
+    let (store, _) = record(vcpu, ram, &guest.state, bus, options);
+    Arc::new(store)
+}
+
+#[test]
+fn a_stray_rdtsc_replays_where_the_counter_stood_still_and_is_named_where_it_did_not() {
+    let source = reads_timestamps();
+    let intervals = source.checkpoints().expect("memory does not fail") - 1;
+    let mut reads = 0;
+    for number in 0..intervals {
+        let interval = Interval::load(&*source, number).expect("it is there");
+        let frozen = interval.clone().with_frozen_tsc(Some(FROZEN_TSC));
+        let report = ON_ENGINE.replay_interval(&source, &frozen);
+        assert_eq!(report.outcome, Outcome::Verified, "interval {number}");
+        reads += report.frozen_timestamps;
+        let steps = frozen.with_positions(&report.resolved);
+        let again = ON_ENGINE.replay_interval(&source, &steps);
+        assert_eq!(
+            again.outcome,
+            Outcome::Verified,
+            "interval {number} by counts"
+        );
+        if report.frozen_timestamps == 0 {
+            continue;
+        }
+        let Outcome::Diverged(found) = ON_ENGINE.replay_interval(&source, &interval).outcome else {
+            panic!("nobody knows what was read");
+        };
+        let unrecorded = Observation::UnrecordedTimestamp {
+            cpl: 0,
+            cr3: layout::PML4,
+        };
+        assert_eq!(found.first.actual, unrecorded, "{}", found.first);
+        let message = found.first.to_string();
+        assert!(
+            message.contains("CPL 0, CR3 0x30000") && message.contains("RIP 0x400"),
+            "{message}"
+        );
+    }
+    assert!(reads > 10, "{reads}");
 }
 
 fn recorded_on_the_engine(positions: Positions) -> MemoryStore {

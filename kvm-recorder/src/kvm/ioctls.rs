@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "ioctl is untyped")]
 
 use kvm_bindings::{
-    KVM_DIRTY_LOG_PAGE_OFFSET, kvm_clear_dirty_log, kvm_dirty_gfn, kvm_interrupt, kvm_xsave,
+    KVM_DIRTY_LOG_PAGE_OFFSET, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clear_dirty_log,
+    kvm_device_attr, kvm_dirty_gfn, kvm_interrupt, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use machine::units::PAGE_BYTES;
@@ -18,6 +19,22 @@ pub(super) fn interrupt(vcpu: &impl AsRawFd, vector: u8) -> io::Result<()> {
     let request = kvm_interrupt { irq: vector.into() };
     // SAFETY: this request reads a `kvm_interrupt`, which `request` is.
     check(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_INTERRUPT, &raw const request) })
+}
+
+/// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+
+/// Sets the offset of the guest's time stamp counter (Documentation/virt/kvm/devices/vcpu.rst, 4.1).
+pub(super) fn set_tsc_offset(vcpu: &impl AsRawFd, offset: u64) -> io::Result<()> {
+    let request = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: (&raw const offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: this request reads a `kvm_device_attr`, and for this attribute eight bytes from where it says,
+    // which `offset` are.
+    check(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_DEVICE_ATTR, &raw const request) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

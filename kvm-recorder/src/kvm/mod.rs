@@ -7,7 +7,7 @@
 //! Reading order: [`Host`] (what /dev/kvm offers), [`KvmVcpu`] (the vCPU and its VM); inside, `vm` (how a
 //! VM is set up), `exits` (what comes out of KVM_RUN), `state` (the order in which state is read and
 //! written; `registers` and `fpu` are the forms it has), `string`, `msrs` (which registers of the model KVM keeps
-//! and which are answered here), `kick`, `failure` (what is said of a guest that KVM
+//! and which are answered here), `kick`, `tsc`, `failure` (what is said of a guest that KVM
 //! cannot run), `dirty` and `write_guard` (checkpoints).
 //!
 //! What the guest can tell is what the engine does: guest-physical space that is not RAM reads as all
@@ -27,6 +27,7 @@ mod registers;
 mod run_page;
 mod state;
 mod string;
+mod tsc;
 mod vcpu;
 mod vm;
 mod write_guard;

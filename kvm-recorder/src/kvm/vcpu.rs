@@ -6,11 +6,12 @@ use super::exits::Pending;
 use super::host::{Capabilities, Host};
 use super::kick::Kicker;
 use super::run_page::{self, Reason};
+use super::tsc::FrozenTsc;
 use super::write_guard::WriteGuard;
 use super::{failure, ioctls, msrs, state, string, vm};
 use kvm_ioctls::VcpuFd;
 use machine::cpuid::{CpuidTable, Maker};
-use machine::msr::number;
+use machine::msr::{FROZEN_TSC, number};
 use machine::ram::Ram;
 use machine::state::{Activity, CpuState};
 use machine::units::{GuestPhys, Position, Vector};
@@ -54,6 +55,7 @@ pub struct KvmVcpu {
     thread: Option<ThreadId>,
     /// The guest has accessed no port since it was loaded.
     unseen: bool,
+    frozen_tsc: Option<FrozenTsc>,
 }
 
 impl KvmVcpu {
@@ -104,6 +106,7 @@ impl KvmVcpu {
         let tracker = Arc::new(tracker);
         ram.set_unasked_writes(Some(tracker.clone()));
         Ok(Self {
+            frozen_tsc: FrozenTsc::start(&fd, host.capabilities()),
             kicker: Kicker::new(&mut fd),
             fd,
             tracker,
@@ -134,9 +137,9 @@ impl KvmVcpu {
         }
     }
 
-    /// The vCPU's descriptor, for what [`super::examine`] tries.
-    pub(super) fn fd(&self) -> &VcpuFd {
-        &self.fd
+    /// What the guest reads of a time stamp counter that stands still; none where it does not.
+    pub fn frozen_tsc(&self) -> Option<u64> {
+        self.frozen_tsc.as_ref().map(|_| FROZEN_TSC)
     }
 
     /// Finishes a port, MMIO or MSR access, after which state is that of a boundary.
@@ -180,6 +183,12 @@ impl KvmVcpu {
             if self.window_requested && self.interrupt_window_open() {
                 self.window_requested = false;
                 return Ok(Exit::InterruptWindow);
+            }
+            if let Some(tsc) = &mut self.frozen_tsc {
+                tsc.freeze(&self.fd).map_err(|source| VcpuError::Host {
+                    operation: "holding the time stamp counter still",
+                    source,
+                })?;
             }
             self.fd.get_kvm_run().request_interrupt_window = u8::from(self.window_requested);
             match self.kvm_run() {

@@ -76,6 +76,9 @@ pub(crate) struct Note {
     /// Which processor recorded, `host.rs`. Absent in recordings of earlier builds.
     #[serde(default)]
     pub(crate) host: Option<serde_json::Value>,
+    /// What the guest read of a time stamp counter that the processor held still. Absent where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) frozen_tsc: Option<u64>,
 }
 
 impl Note {
@@ -146,6 +149,7 @@ mod tests {
             command_line: String::new(),
             cpuid: Note::cpuid_text(&CpuidTable::x86_64_v2()),
             host: Some(serde_json::json!({"version": 9})),
+            frozen_tsc: Some(7),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a simulation came to.
 
 use super::configuration::{Configuration, Instrument};
-use super::results::{IntervalResult, Results, Search};
+use super::results::{Fault, IntervalResult, Results, Search};
 use super::supervisor::Ran;
 use crate::exit::Exit;
 use crate::quantity::{Bytes, Grouped};
@@ -74,6 +74,17 @@ pub(crate) struct Report {
     failures: Vec<IntervalResult>,
     /// Intervals that were asked for and have no result.
     missing: Vec<u64>,
+    /// Verified intervals that need a page fault which cannot be logged.
+    explained: Vec<Explained>,
+    /// Entries of page tables whose accessed and dirty bits hardware had set earlier.
+    early_entries: u64,
+}
+
+/// An interval with the page fault without which it diverges.
+#[derive(Clone, Debug, Serialize)]
+struct Explained {
+    interval: u64,
+    spurious_fault: Fault,
 }
 
 impl Merged {
@@ -153,8 +164,17 @@ impl Report {
         let failures: Vec<IntervalResult> = failures.cloned().collect();
         let missing = merged.missing.iter().copied();
         let missing: Vec<u64> = missing.filter(|number| wanted.contains(number)).collect();
+        let explained = |result: &IntervalResult| {
+            let (interval, fault) = (result.interval, result.spurious_fault.clone());
+            fault.map(|spurious_fault| Explained {
+                interval,
+                spurious_fault,
+            })
+        };
         let intervals = wanted.len() as u64;
         Self {
+            explained: all().filter_map(explained).collect(),
+            early_entries: all().map(|result| result.early_entries).sum(),
             recording: merged.recording.clone(),
             sbctl: "sbctl".into(),
             id: merged.id.clone(),
@@ -250,6 +270,13 @@ impl fmt::Display for Report {
                 self.sbctl, self.recording
             )?;
         }
+        for Explained {
+            interval,
+            spurious_fault,
+        } in &self.explained
+        {
+            writeln!(f, "interval {interval} {spurious_fault}")?;
+        }
         let evidence = self.evidence.join(", ");
         writeln!(
             f,
@@ -270,6 +297,13 @@ impl fmt::Display for Report {
         let before = self.intervals - self.simulated.min(self.intervals);
         if before > 0 && self.missing.is_empty() {
             writeln!(f, "  before     {before} intervals were done already")?;
+        }
+        if self.early_entries > 0 {
+            let entries = Grouped(self.early_entries);
+            writeln!(
+                f,
+                "  early      {entries} page-table entries had accessed or dirty bits set by hardware before their time"
+            )?;
         }
         self.write_instruments(f)?;
         if self.state == RecordingState::Dead.as_str() {

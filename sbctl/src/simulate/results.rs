@@ -21,9 +21,11 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tcg_sim::SpuriousFault;
 use tcg_sim::instrument::Counts;
 use tcg_sim::replay::SearchCounts;
 
@@ -42,6 +44,12 @@ pub(crate) struct IntervalResult {
     pub(crate) pages_compared: u64,
     /// What searching for landmarks took.
     pub(crate) search: Search,
+    /// Entries of page tables whose accessed and dirty bits hardware had set earlier.
+    #[serde(default)]
+    pub(crate) early_entries: u64,
+    /// The page fault without which the interval diverges, and which cannot be logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spurious_fault: Option<Fault>,
     /// With the instrument `count`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) counts: Option<Counts>,
@@ -60,6 +68,33 @@ pub(crate) struct Search {
     pub(crate) settled: u64,
     #[serde(default)]
     pub(crate) lost_steps: u64,
+}
+
+/// A page fault that hardware took for a translation that it remembered; hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fault {
+    pub(crate) rip: String,
+    pub(crate) address: String,
+}
+
+impl From<SpuriousFault> for Fault {
+    fn from(SpuriousFault { rip, address }: SpuriousFault) -> Self {
+        Self {
+            rip: format!("{rip:#x}"),
+            address: format!("{address:#x}"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "verifies with a page fault at RIP {} for {}: the guest had made that page writable without a flush, \
+             and the processor remembered that it was not",
+            self.rip, self.address
+        )
+    }
 }
 
 impl From<SearchCounts> for Search {
@@ -105,6 +140,8 @@ impl IntervalResult {
             instructions: 0,
             pages_compared: 0,
             search: Search::default(),
+            early_entries: 0,
+            spurious_fault: None,
             counts: None,
             trace: None,
         }

@@ -151,6 +151,13 @@ impl<V: ReplayVcpu> Run<'_, V> {
                 }
                 Exit::PortRead { port, size } => ReadSource::Port { port, size },
                 Exit::MmioRead { address, size } => ReadSource::Mmio { address, size },
+                Exit::TimestampRead if self.recorded_without_counts() => {
+                    self.unrecorded_timestamp()?;
+                    if self.vcpu.rip()? == arrival.rip {
+                        return Ok(Candidate::Here);
+                    }
+                    continue;
+                }
                 Exit::TimestampRead => ReadSource::Timestamp,
             };
             // This way is given up; the value only lets the vCPU go on.

@@ -76,6 +76,7 @@ pub(super) struct Run<'a, V> {
     resolved: Vec<Position>,
     frames_compared: u64,
     early_entries: u64,
+    frozen_timestamps: u64,
     /// Number of the fact about a page that the last state did not fit.
     pub(super) suspect: usize,
     /// [`ReplayVcpu::spurious_faults`] where the replay got furthest, and at which event that was.
@@ -111,6 +112,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             resolved: Vec::new(),
             frames_compared: 0,
             early_entries: 0,
+            frozen_timestamps: 0,
             suspect: 0,
             furthest: (0, 0),
             bound: (0..0, Position::default()),
@@ -167,6 +169,7 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
             steps: Steps(position.steps.0.saturating_sub(start.steps.0)),
             frames_compared: self.frames_compared,
             early_entries: self.early_entries,
+            frozen_timestamps: self.frozen_timestamps,
             met_furthest: self.furthest.1,
             resolved: self.resolved,
             search: self.search,
@@ -312,6 +315,10 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
         let source = match exit {
             Exit::PortRead { port, size } => ReadSource::Port { port, size },
             Exit::MmioRead { address, size } => ReadSource::Mmio { address, size },
+            Exit::TimestampRead if !self.next_is_timestamp() => {
+                self.unrecorded_timestamp()?;
+                return Ok(Progress::Nothing);
+            }
             Exit::TimestampRead => ReadSource::Timestamp,
             Exit::PortWrite { .. } | Exit::MmioWrite { .. } => {
                 self.cursor.io_steps.0 += 1;
@@ -334,6 +341,34 @@ impl<'a, V: ReplayVcpu> Run<'a, V> {
     fn is_cancelled(&self) -> bool {
         let cancel = self.limits.cancel.as_ref();
         cancel.is_some_and(|cancel| cancel.load(Ordering::Acquire))
+    }
+
+    fn next_is_timestamp(&self) -> bool {
+        let next = self.interval.segment.events.get(self.cursor.next);
+        matches!(next, Some(Event::Read(read)) if read.source == ReadSource::Timestamp)
+            || !self.recorded_without_counts()
+    }
+
+    /// A read of the time stamp counter that hardware answered unseen: with the number at which it stood
+    /// still, or nobody knows with what.
+    pub(super) fn unrecorded_timestamp(&mut self) -> Way<()> {
+        if let Some(frozen) = self.interval.frozen_tsc {
+            self.vcpu.complete_read(frozen)?;
+            self.frozen_timestamps += 1;
+            return Ok(());
+        }
+        let position = self.vcpu.position();
+        // Any value: this way is given up.
+        self.vcpu.complete_read(0)?;
+        let cpu = self.vcpu.save()?;
+        let (cpl, cr3) = (cpu.cpl(), cpu.cr3);
+        let expected = self.expected();
+        let found = Observation::UnrecordedTimestamp { cpl, cr3 };
+        let Stop::Diverged(mut divergence) = self.diverged(expected, found) else {
+            unreachable!("nothing waits, so RIP is known");
+        };
+        divergence.first.position = position;
+        Err(Stop::Diverged(divergence))
     }
 
     /// HLT has retired, which is an I/O step whatever exit said so.

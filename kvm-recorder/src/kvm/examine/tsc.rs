@@ -16,7 +16,7 @@ pub struct Tsc {
     pub slowed: bool,
 }
 
-/// Reads the counter twice, some 100,000 instructions apart, with the counter as slow as KVM makes it.
+/// Reads the counter twice, some 100,000 instructions apart, with the counter as still as KVM holds it.
 ///
 /// # Errors
 /// [`ProbeError`].
@@ -30,7 +30,7 @@ pub fn tsc(host: &Host) -> Result<Tsc, ProbeError> {
     const WAIT: [u8; 9] = [0xb9, 0x50, 0xc3, 0, 0, 0xff, 0xc9, 0x75, 0xfc];
     let code = [&READ[..], &WAIT, &READ, &OUT].concat();
     let mut guest = SmallGuest::new(host, &CpuidTable::of_host(), Level::Kernel, &code)?;
-    let slowed = host.capabilities().tsc_scaling && guest.vcpu.fd().set_tsc_khz(1).is_ok();
+    let slowed = guest.vcpu.frozen_tsc().is_some();
     let mut stood_still = 0;
     for _ in 0..TRIES {
         guest.run()?;
