@@ -167,7 +167,8 @@ impl fmt::Display for Report {
         write!(
             f,
             "
-  time         {host_seconds:.1} s, {:.1} s in the guest; the guest stood still for {:.2} % of it
+  time         {host_seconds:.1} s, {:.1} s by the guest's clock
+  overhead     {:.2} % of the time the guest stood still, for pauses and for the store; first writes to pages cost more
   intervals    {}
   pauses       {:.3} ms median, {:.3} ms p99, {:.3} ms longest ({:.3} ms p99 on the CPU); waited for the store {:.1} ms
   dirty pages  {} ({}), {} of them copied because the guest wrote them again
